@@ -1,0 +1,51 @@
+"""Batch normalization for PyTorch: layers, a recorder of what they measure, track and learn, and tools.
+
+The names below are the public face. They are looked up on first use (PEP 562), so `import batchnorm`, and every command
+that only reads a run, does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .functional import batch_norm as batch_norm
+    from .moments import Moments as Moments
+    from .nn import BatchNorm1d as BatchNorm1d
+    from .nn import BatchNorm2d as BatchNorm2d
+    from .nn import BatchNorm3d as BatchNorm3d
+    from .nn import convert as convert
+    from .nn import revert as revert
+    from .record import open_run as open_run
+    from .record import watch as watch
+    from .report import report as report
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "batch_norm": "functional",
+    "Moments": "moments",
+    "BatchNorm1d": "nn",
+    "BatchNorm2d": "nn",
+    "BatchNorm3d": "nn",
+    "convert": "nn",
+    "revert": "nn",
+    "open_run": "record",
+    "watch": "record",
+    "report": "report",
+}
+
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

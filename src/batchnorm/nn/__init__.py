@@ -1,0 +1,1 @@
+"""Batch-normalization layers: drop-in subclasses of torch.nn's."""
