@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .nn import revert as revert
     from .record import open_run as open_run
     from .record import watch as watch
-    from .report import report as report
+    from .reporting import report as report
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ _HOME = {
     "revert": "nn",
     "open_run": "record",
     "watch": "record",
-    "report": "report",
+    "report": "reporting",
 }
 
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
