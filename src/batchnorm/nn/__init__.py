@@ -1,1 +1,6 @@
-"""Batch-normalization layers: drop-in subclasses of torch.nn's."""
+"""Batch-normalization layers: drop-in subclasses of torch.nn's, and the swap of one for the other in a model."""
+
+from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .convert import convert, revert
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "convert", "revert"]

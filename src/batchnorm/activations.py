@@ -1,0 +1,165 @@
+"""The activations that fuse with batch normalization: function, derivative, and the code that kernels know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Elementwise = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    code: int
+    function: Elementwise
+    derivative: Elementwise
+    # The derivative as a function of the output, where the output determines it: then a layer with a residual can
+    # keep its output, which the next layer keeps anyway, instead of the residual.
+    from_output: Elementwise | None = None
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One activation with its parameter; `slope` is leaky_relu's negative_slope or elu's alpha, else unused."""
+
+    name: str
+    slope: float = 0.0
+
+    @property
+    def code(self) -> int:
+        """The integer by which compiled operators know it."""
+        return _KINDS[self.name].code
+
+    @property
+    def output_determines_derivative(self) -> bool:
+        """True when the derivative can be computed from the output alone."""
+        # With a slope that is not positive, negative inputs and positive ones may share an output.
+        return _KINDS[self.name].from_output is not None and (self.name not in _SLOPED or self.slope > 0)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """y = act(z)."""
+        return _KINDS[self.name].function(z, self.slope)
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """d act / d z, at kinks and at NaN with torch's convention; differentiable in turn."""
+        return _KINDS[self.name].derivative(z, self.slope)
+
+    def derivative_from_output(self, y: Tensor) -> Tensor:
+        """d act / d z as a function of y = act(z); only where `output_determines_derivative`."""
+        function = _KINDS[self.name].from_output
+        assert function is not None
+        return function(y, self.slope)
+
+
+def _step(condition: Tensor, like: Tensor) -> Tensor:
+    return condition.to(like.dtype)
+
+
+def _silu_derivative(z: Tensor, _: float) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+def _gelu_derivative(z: Tensor, _: float) -> Tensor:
+    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    return 0.5 * (1 + torch.erf(z * math.sqrt(0.5))) + z * density
+
+
+def _gelu_tanh_derivative(z: Tensor, _: float) -> Tensor:
+    k, c = math.sqrt(2 / math.pi), 0.044715
+    t = torch.tanh(k * (z + c * z**3))
+    return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * k * (1 + 3 * c * z * z)
+
+
+def _hardswish_derivative(z: Tensor, _: float) -> Tensor:
+    return torch.where(z <= -3, 0.0, torch.where(z < 3, z / 3 + 0.5, 1.0))
+
+
+_KINDS: dict[str, _Kind] = {
+    "none": _Kind(0, lambda z, _: z, lambda z, _: torch.ones_like(z), lambda y, _: torch.ones_like(y)),
+    "relu": _Kind(1, lambda z, _: F.relu(z), lambda z, _: _step(~(z <= 0), z), lambda y, _: _step(~(y <= 0), y)),
+    "relu6": _Kind(
+        2,
+        lambda z, _: F.relu6(z),
+        lambda z, _: _step(~((z <= 0) | (z >= 6)), z),
+        lambda y, _: _step(~((y <= 0) | (y >= 6)), y),
+    ),
+    "leaky_relu": _Kind(
+        3,
+        F.leaky_relu,
+        lambda z, slope: torch.where(z > 0, z.new_ones(()), slope),
+        lambda y, slope: torch.where(y > 0, y.new_ones(()), slope),
+    ),
+    "elu": _Kind(
+        4,
+        F.elu,
+        # exp of the negative part only: exp of a large z would be inf, and inf * 0 in its gradient NaN.
+        lambda z, alpha: torch.where(z <= 0, alpha * torch.exp(z.clamp(max=0)), 1.0),
+        lambda y, alpha: torch.where(y <= 0, y + alpha, 1.0),
+    ),
+    "silu": _Kind(5, lambda z, _: F.silu(z), _silu_derivative),
+    "gelu": _Kind(6, lambda z, _: F.gelu(z), _gelu_derivative),
+    "gelu_tanh": _Kind(7, lambda z, _: F.gelu(z, approximate="tanh"), _gelu_tanh_derivative),
+    "hardswish": _Kind(8, lambda z, _: F.hardswish(z), _hardswish_derivative),
+    "sigmoid": _Kind(
+        9,
+        lambda z, _: torch.sigmoid(z),
+        lambda z, _: torch.sigmoid(z) * torch.sigmoid(-z),
+        lambda y, _: y * (1 - y),
+    ),
+    "tanh": _Kind(10, lambda z, _: torch.tanh(z), lambda z, _: 1 - torch.tanh(z).square(), lambda y, _: 1 - y * y),
+}
+_SLOPED = {"leaky_relu": 0.01, "elu": 1.0}  # with torch's default
+NONE = Activation("none")
+NAMES = tuple(name for name in _KINDS if name not in ("none", "gelu_tanh"))
+
+
+def parse(activation: str | nn.Module | type[nn.Module] | Activation | None) -> Activation:
+    """The Activation that a name, a torch.nn module, or its class stands for; None stands for the identity.
+
+    Args:
+        activation: None, one of `NAMES`, or nn.ReLU, ReLU6, LeakyReLU, ELU, SiLU, GELU, Hardswish, Sigmoid, Tanh or
+            Identity, as instance or class. A module's own parameters (negative_slope, alpha, approximate) are kept.
+
+    Raises:
+        ValueError: no such name, or a module of another kind.
+
+    Example:
+        >>> parse("relu")
+        Activation(name='relu', slope=0.0)
+        >>> parse(nn.LeakyReLU(0.2))
+        Activation(name='leaky_relu', slope=0.2)
+    """
+    if activation is None:
+        return NONE
+    if isinstance(activation, Activation):
+        return activation
+    if isinstance(activation, str) and activation in NAMES:
+        return Activation(activation, _SLOPED.get(activation, 0.0))
+    module = activation() if isinstance(activation, type) and activation in _MODULES else activation
+    if type(module) in _MODULES:
+        return _MODULES[type(module)](module)
+    kinds = ", ".join(kind.__name__ for kind in _MODULES)
+    raise ValueError(
+        f"activation must be None, one of {', '.join(NAMES)}, or a torch.nn module of {kinds}; got {activation!r}. "
+        "Apply any other activation after the layer."
+    )
+
+
+_MODULES: dict[type, Callable[..., Activation]] = {
+    nn.Identity: lambda m: NONE,
+    nn.ReLU: lambda m: Activation("relu"),
+    nn.ReLU6: lambda m: Activation("relu6"),
+    nn.LeakyReLU: lambda m: Activation("leaky_relu", float(m.negative_slope)),
+    nn.ELU: lambda m: Activation("elu", float(m.alpha)),
+    nn.SiLU: lambda m: Activation("silu"),
+    nn.GELU: lambda m: Activation("gelu_tanh" if m.approximate == "tanh" else "gelu"),
+    nn.Hardswish: lambda m: Activation("hardswish"),
+    nn.Sigmoid: lambda m: Activation("sigmoid"),
+    nn.Tanh: lambda m: Activation("tanh"),
+}

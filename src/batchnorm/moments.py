@@ -1,0 +1,140 @@
+"""Moments(count, mean, m2): what batch normalization measures, in the one form that merges exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of each channel over a set of samples.
+
+    The moments of two sets merge exactly into those of their union, so the same small type serves a batch, a masked
+    batch, the ranks of a process group, micro-batches, and a pass over a whole data set. Whoever needs a variance
+    merges Moments: averaging variances loses the spread between the means, and E[x^2] - E[x]^2 loses everything when
+    the mean is large.
+
+    Attributes:
+        count: int64, () or (C,): how many values each channel has. Exact; 0 is the identity of `merge`.
+        mean: float64, (C,). 0 where count is 0.
+        m2: float64, (C,): sum of (x - mean)^2, never negative unless the input is not finite.
+
+    Source: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+
+    Example:
+        >>> x = torch.tensor([[1.0], [2.0], [3.0], [6.0]])
+        >>> whole = Moments.measure(x)
+        >>> whole.mean.item(), whole.variance().item(), whole.variance(unbiased=True).item()
+        (3.0, 3.5, 4.666666666666667)
+        >>> parts = Moments.measure(x[:1]).merge(Moments.measure(x[1:]))
+        >>> parts.mean.item(), parts.m2.item()
+        (3.0, 14.0)
+    """
+
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+
+    @classmethod
+    def empty(cls, num_features: int, device: torch.device | str | None = None) -> Moments:
+        """Moments of no samples at all: the identity of `merge`.
+
+        Args:
+            num_features: C, the number of channels.
+            device: where the tensors live.
+        """
+        zeros = torch.zeros(num_features, dtype=torch.float64, device=device)
+        return cls(torch.zeros((), dtype=torch.int64, device=device), zeros, zeros.clone())
+
+    @classmethod
+    def measure(cls, x: Tensor, mask: Tensor | None = None) -> Moments:
+        """Moments of each channel of x over all other dimensions, accumulated in float64 around the mean.
+
+        Differentiable with respect to x.
+
+        Args:
+            x: (N, C, *), floating point, any strides. N or * may be empty.
+            mask: bool, broadcastable to x without its channels, (N, *): True counts. What lies under False is not
+                read, NaN included.
+
+        Raises:
+            ValueError: x has fewer than 2 dimensions, or the mask is not bool or does not broadcast to (N, *).
+        """
+        if x.dim() < 2:
+            raise ValueError(f"expected an input of at least 2 dimensions, (N, C, *), but got {tuple(x.shape)}")
+        over = [d for d in range(x.dim()) if d != 1]
+        values = x.double()
+        if mask is None:
+            count = torch.full((), x.numel() // max(x.size(1), 1), dtype=torch.int64, device=x.device)
+        else:
+            mask = broadcast_mask(mask, x)
+            values = torch.where(mask, values, 0.0)
+            count = mask.sum()
+        divisor = count.clamp(min=1)
+        mean = values.sum(over) / divisor
+        centred = values - mean.view(per_channel(x))
+        if mask is not None:
+            centred = torch.where(mask, centred, 0.0)
+        return cls(count, mean, centred.square().sum(over))
+
+    def merge(self, *others: Moments) -> Moments:
+        """Moments of the union of this set of samples and the others, merged in the order given.
+
+            n = n_a + n_b;  d = mean_b - mean_a;  mean = mean_a + d * n_b / n;  m2 = m2_a + m2_b + d^2 * n_a * n_b / n
+
+        Args:
+            others: moments of as many channels, of samples that are not in this set.
+        """
+        merged = self
+        for other in others:
+            merged = _merge_two(merged, other)
+        return merged
+
+    def variance(self, unbiased: bool = False) -> Tensor:
+        """Variance of each channel, (C,) float64; NaN where there are too few values to have one.
+
+        Args:
+            unbiased: divide by count - 1 (what a running variance tracks) instead of count (what normalises a batch).
+        """
+        divisor = self.count - 1 if unbiased else self.count
+        return torch.where(divisor > 0, self.m2 / divisor, torch.nan)
+
+
+def _merge_two(a: Moments, b: Moments) -> Moments:
+    count = a.count + b.count
+    share = b.count / count.clamp(min=1).double()
+    delta = b.mean - a.mean
+    # An empty side contributes exactly nothing, even where the other side is not finite (inf * 0 would be NaN).
+    delta = torch.where((a.count == 0) | (b.count == 0), 0.0, delta)
+    mean = torch.where(a.count == 0, b.mean, a.mean + delta * share)
+    return Moments(count, mean, a.m2 + b.m2 + delta.square() * (a.count * share))
+
+
+def per_channel(x: Tensor) -> list[int]:
+    """Shape that lets a (C,) vector broadcast against x of shape (N, C, *): [1, C, 1, ...]."""
+    return [1, -1] + [1] * (x.dim() - 2)
+
+
+def broadcast_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """The mask expanded to (N, 1, *), so that it broadcasts against x of shape (N, C, *).
+
+    Args:
+        mask: bool, broadcastable to x without its channels: (N, *), or fewer dimensions counted from the right.
+        x: (N, C, *).
+
+    Raises:
+        ValueError: the mask is not bool, or does not broadcast.
+    """
+    target = [x.size(0), *x.shape[2:]]
+    if mask.dtype != torch.bool:
+        raise ValueError(f"expected a bool mask (True counts), but got {mask.dtype}; compare first, as in lengths > t")
+    try:
+        return mask.expand(target).unsqueeze(1)
+    except RuntimeError:
+        raise ValueError(
+            f"expected a mask that broadcasts to the input without its channels, {target}, but got "
+            f"{list(mask.shape)} for an input of {list(x.shape)}"
+        ) from None

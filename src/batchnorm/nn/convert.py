@@ -1,0 +1,67 @@
+"""convert() and revert(): torch.nn's batch-norm layers made ours and back, in place."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+
+from .. import activations
+from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+}
+_TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
+
+
+def convert(model: Model) -> Model:
+    """Make every torch.nn.BatchNorm1d/2d/3d in the model ours, in place, and return the model.
+
+    The layers stay the same objects and only change class: parameters, buffers, hooks, the training flag, layers shared
+    between places, names and the optimizer's references all stay as they are. Subclasses of torch.nn's layers are left
+    alone, for they may compute something else; so are lazy layers that have not seen an input yet.
+
+    Args:
+        model: any module, or a batch-norm layer itself.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # before or after: it makes no difference
+        >>> type(convert(model)[1]).__module__, type(revert(model)[1]).__module__
+        ('batchnorm.nn.batchnorm', 'torch.nn.modules.batchnorm')
+    """
+    return _swap(model, _OURS)
+
+
+def revert(model: Model) -> Model:
+    """Undo `convert`: make every layer of ours in the model torch.nn's, in place, and return the model.
+
+    Args:
+        model: any module, or a batch-norm layer itself.
+
+    Raises:
+        ValueError: a layer has an activation fused, which torch.nn's would drop; nothing has been changed then.
+    """
+    for name, layer in model.named_modules():
+        if type(layer) in _TORCHS and layer.activation != activations.NONE:
+            raise ValueError(
+                f"cannot revert {name or 'the layer'}: torch.nn's layer has no activation, and this one is built with "
+                f"activation={layer.activation.name!r}. Build it without, and the activation as a module after it"
+            )
+    model = _swap(model, _TORCHS)
+    for layer in model.modules():
+        if type(layer) in _OURS:
+            layer.__dict__.pop("_measured", None)
+    return model
+
+
+def _swap(model: Model, to: dict[type[nn.Module], type[nn.Module]]) -> Model:
+    for layer in model.modules():
+        if type(layer) in to:
+            layer.__class__ = to[type(layer)]
+    return model

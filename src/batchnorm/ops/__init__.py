@@ -1,0 +1,1 @@
+"""What PyTorch's dispatcher and autograd see: the steps of batch normalization and their derivatives."""

@@ -1,0 +1,233 @@
+"""How the steps differentiate: what is saved for backward, double backward, forward mode, and vmap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..activations import Activation
+from ..moments import per_channel
+from . import plain, steps
+from .plain import Affine
+
+_TENSORS = 5  # leading arguments of both functions: x, weight, bias, residual, mask
+
+
+def normalize(*arguments: Any) -> Tensor:
+    """`Normalize`, in the form that suits the caller: eager or being compiled."""
+    function = Normalize if torch.compiler.is_compiling() else NormalizeEagerly
+    return function.apply(*arguments)  # pyright: ignore[reportReturnType]
+
+
+def measure_and_normalize(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`MeasureAndNormalize`, in the form that suits the caller: eager or being compiled."""
+    function = MeasureAndNormalize if torch.compiler.is_compiling() else MeasureAndNormalizeEagerly
+    return function.apply(*arguments)  # pyright: ignore[reportReturnType]
+
+
+class Normalize(torch.autograd.Function):
+    """y = act((x - mean) * rstd * weight + bias + residual) with given statistics, as in eval."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        activation: Activation,
+    ) -> Tensor:
+        return steps.normalize(x, Affine(mean, rstd, weight, bias), residual, mask, activation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *_, mean, rstd, activation = inputs
+        _save(ctx, inputs, output, mean, rstd, None, activation)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, dy, eps=None), None, None, None, None
+
+
+class NormalizeEagerly(Normalize):
+    """`Normalize` with forward mode and vmap, which torch.compile does not trace."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return _tangent(ctx, tangents)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+        if in_dims[4] is not None:
+            return _vmap_by_loop(NormalizeEagerly, info, in_dims, arguments)
+        y = NormalizeEagerly.apply(*_fold(info.batch_size, in_dims, arguments))
+        return _unfold(y, info.batch_size, 1), 1
+
+
+class MeasureAndNormalize(torch.autograd.Function):
+    """The same with the statistics of x itself, as in training: returns (y, count, mean, m2)."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        eps: float,
+        activation: Activation,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return steps.forward(x, weight, bias, residual, mask, eps, activation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        *_, eps, activation = inputs
+        y, count, mean, m2 = output
+        ctx.mark_non_differentiable(count, mean, m2)
+        ctx.set_materialize_grads(False)
+        ctx.eps = eps
+        _save(ctx, inputs, y, mean, steps.rstd_of(count, m2, eps), count, activation)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 7
+        return *_gradients(ctx, dy, eps=ctx.eps), None, None, None
+
+
+class MeasureAndNormalizeEagerly(MeasureAndNormalize):
+    """`MeasureAndNormalize` with forward mode and vmap, which torch.compile does not trace."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None, None, None]:
+        return _tangent(ctx, tangents), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        if in_dims[4] is not None:
+            return _vmap_by_loop(MeasureAndNormalizeEagerly, info, in_dims, arguments)
+        y, count, mean, m2 = MeasureAndNormalizeEagerly.apply(*_fold(info.batch_size, in_dims, arguments))
+        size = info.batch_size
+        return (_unfold(y, size, 1), count, _unfold(mean, size, 0), _unfold(m2, size, 0)), (1, None, 0, 0)
+
+
+def _save(
+    ctx: Any,
+    inputs: tuple[Any, ...],
+    y: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    count: Tensor | None,
+    activation: Activation,
+) -> None:
+    """Keep x and (C,) vectors; beside a residual what the activation's derivative needs: y if that will do."""
+    x, weight, bias, residual, mask = inputs[:_TENSORS]
+    ctx.activation = activation
+    ctx.has_residual = residual is not None
+    by_output = residual is not None and activation.output_determines_derivative
+    kept_y = y if by_output and activation.name != "none" else None
+    kept_residual = None if by_output else residual
+    saved = (x, weight, bias, kept_residual, kept_y, mask, mean, rstd, count)
+    ctx.save_for_backward(*saved)
+    ctx.save_for_forward(*saved)
+
+
+def _gradients(ctx: Any, dy: Tensor, eps: float | None) -> tuple[Tensor | None, ...]:
+    """Gradients with respect to x, weight, bias, residual; eps is None where the statistics were given."""
+    x, weight, bias, residual, y, mask, mean, rstd, count = ctx.saved_tensors
+    need_dx, need_dweight, need_dbias, need_dresidual = ctx.needs_input_grad[:4]
+    if torch.is_grad_enabled():
+        # Somebody will differentiate this gradient, so it has to be a function of x in autograd's eyes, statistics
+        # included. Plain operators are.
+        if eps is not None:
+            count, mean, m2 = plain.measure(x, mask)
+            rstd = steps.rstd_of(count, m2, eps)
+        dx, dresidual, dbias, dweight = steps.backward_plain(
+            dy, x, Affine(mean, rstd, weight, bias), residual, y, mask, ctx.activation, count
+        )
+    else:
+        dx, dresidual, dbias, dweight = steps.backward(
+            dy,
+            x,
+            Affine(mean, rstd, weight, bias),
+            residual,
+            y,
+            mask,
+            ctx.activation,
+            count,
+            need_dx,
+            need_dresidual and ctx.has_residual,
+        )
+    return (
+        dx if need_dx else None,
+        dweight.to(weight.dtype) if need_dweight else None,
+        dbias.to(bias.dtype) if need_dbias else None,
+        dresidual if need_dresidual else None,
+    )
+
+
+def _tangent(ctx: Any, tangents: tuple[Any, ...]) -> Tensor:
+    """Forward mode: how y moves when x, weight, bias and residual move."""
+    x, weight, bias, residual, y, mask, mean, rstd, count = ctx.saved_tensors
+    dx, dweight, dbias, dresidual = tangents[:4]
+    shape = per_channel(x)
+    affine = Affine(mean, rstd, weight, bias)
+    # xhat is the layer without gamma and beta; its own tangent is the projection that `apply` computes for dx.
+    unit = Affine(mean, rstd, None, None)
+    identity = Activation("none")
+    dz = torch.zeros_like(x)
+    if dx is not None:
+        if count is None:
+            means = None
+        else:
+            means = tuple(s / count.clamp(min=1) for s in plain.reduce(dx, x, unit, None, None, mask, identity))
+        dz = plain.apply(dx, x, affine._replace(bias=None), None, None, mask, identity, means)[0]
+    if dweight is not None:
+        dz = dz + plain.normalize(x, unit, None, mask, identity) * dweight.to(x.dtype).view(shape)
+    if dbias is not None:
+        dz = dz + dbias.to(x.dtype).view(shape)
+    if dresidual is not None:
+        dz = dz + dresidual
+    # d y = act'(z) dz is what `apply` returns as the residual's gradient.
+    return plain.apply(dz, x, affine, residual, y, mask, ctx.activation, None)[1]
+
+
+def _fold(size: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> list[Any]:
+    """A batch of B normalizations of C channels is one normalization of B * C channels."""
+
+    def fold(value: Any, dim: int | None, at: int) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = (
+            value.unsqueeze(at).expand(*value.shape[:at], size, *value.shape[at:])
+            if dim is None
+            else value.movedim(dim, at)
+        )
+        return value.flatten(at, at + 1)
+
+    folded = []
+    for i, (value, dim) in enumerate(zip(arguments, in_dims, strict=True)):
+        if i == 4:  # the mask has no channels, so it serves all
+            folded.append(value)
+        else:
+            folded.append(fold(value, dim, 1 if i in (0, 3) else 0))
+    return folded
+
+
+def _unfold(value: Tensor, size: int, at: int) -> Tensor:
+    return value.unflatten(at, (size, -1))
+
+
+def _vmap_by_loop(function: Any, info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
+    """A mask for each: counts then differ between the normalizations, so they cannot share channels."""
+    results = [
+        function.apply(*(a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])

@@ -1,0 +1,113 @@
+"""Each step of the pipeline, by the compiled operator where there is one for the input, else on plain operators.
+
+    forward:  measure -> merge -> normalize            backward:  reduce -> merge -> apply
+
+`forward` and `backward` are the two halves with nothing to merge with, in one call, so that the second reading of x may
+find it in cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..activations import Activation
+from . import plain
+from .load import COMPILED
+from .plain import Affine
+
+_COMPILED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def compiled(x: Tensor) -> bool:
+    """Whether the compiled operators serve this input."""
+    return COMPILED and x.device.type == "cpu" and x.dtype in _COMPILED_DTYPES and x.layout == torch.strided
+
+
+def rstd_of(count: Tensor, m2: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(var + eps), (C,) float64, with the biased variance m2 / count (0 where count is 0)."""
+    return torch.rsqrt(m2 / count.clamp(min=1) + eps)
+
+
+def measure(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Count (int64, ()), mean and m2 (float64, (C,)) of each channel of x."""
+    if compiled(x):
+        return torch.ops.batchnorm.measure(x, mask)
+    return plain.measure(x, mask)
+
+
+def normalize(
+    x: Tensor, affine: Affine, residual: Tensor | None, mask: Tensor | None, activation: Activation
+) -> Tensor:
+    """y = act((x - mean) * rstd * weight + bias + residual), 0 where the mask is False, in x's dtype."""
+    if compiled(x):
+        return torch.ops.batchnorm.normalize(x, *affine, residual, mask, activation.code, activation.slope)
+    return plain.normalize(x, affine, residual, mask, activation)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, and the count, mean and m2 it was normalised with."""
+    if compiled(x) and mask is None:
+        y, mean, m2 = torch.ops.batchnorm.forward(x, weight, bias, residual, eps, activation.code, activation.slope)
+        count = torch.full((), x.numel() // max(x.size(1), 1), dtype=torch.int64)
+        return y, count, mean, m2
+    count, mean, m2 = measure(x, mask)
+    affine = Affine(mean, rstd_of(count, m2, eps), weight, bias)
+    return normalize(x, affine, residual, mask, activation), count, mean, m2
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    affine: Affine,
+    residual: Tensor | None,
+    y: Tensor | None,
+    mask: Tensor | None,
+    activation: Activation,
+    count: Tensor | None,
+    need_dx: bool,
+    need_dresidual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, dresidual, and sum(dz), sum(dz * xhat), which are the gradients of bias and weight.
+
+    `count` is how many values per channel the statistics were measured on; None where they were given.
+    """
+    if compiled(x) and mask is None:
+        return torch.ops.batchnorm.backward(
+            dy,
+            x,
+            *affine,
+            residual,
+            y,
+            activation.code,
+            activation.slope,
+            count is not None,
+            need_dx,
+            need_dresidual,
+        )
+    return backward_plain(dy, x, affine, residual, y, mask, activation, count)
+
+
+def backward_plain(
+    dy: Tensor,
+    x: Tensor,
+    affine: Affine,
+    residual: Tensor | None,
+    y: Tensor | None,
+    mask: Tensor | None,
+    activation: Activation,
+    count: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`backward` on plain operators, differentiable with respect to every tensor argument."""
+    sums = plain.reduce(dy, x, affine, residual, y, mask, activation)
+    means = None if count is None else (sums[0] / count.clamp(min=1), sums[1] / count.clamp(min=1))
+    dx, dresidual = plain.apply(dy, x, affine, residual, y, mask, activation, means)
+    return dx, dresidual, *sums
