@@ -1,0 +1,115 @@
+"""What a run holds: names of files and quantities, a layer's facts, and the bytes of each kind of record."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1
+RUN = "run.json"
+STATS, VECTORS, PROBES = "stats-0001.bin", "vectors-0001.bin", "probes-0001.bin"
+SCALARS, ALERTS = "scalars.jsonl", "alerts.jsonl"
+
+QUANTITIES = (
+    "batch_mean",
+    "batch_var",
+    "gamma",
+    "beta",
+    "gamma_grad",
+    "beta_grad",
+    "running_mean",
+    "running_var",
+)
+PROBED = QUANTITIES[:2]
+COLUMNS = ("min", "p05", "p25", "p50", "p75", "p95", "max", "mean", "nonfinite")
+
+# Little-endian on every machine, so that a run can be read where it was not written.
+F4, I4, I8 = np.dtype("<f4"), np.dtype("<i4"), np.dtype("<i8")
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One watched layer, as it was when the watching began."""
+
+    name: str
+    kind: str
+    channels: int
+    eps: float
+    momentum: float | None
+    affine: bool
+    tracks: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> LayerInfo:
+        """The layer that `facts` describes; ValueError when a fact is missing or of the wrong kind."""
+        try:
+            momentum = facts["momentum"]
+            layer = cls(
+                name=str(facts["name"]),
+                kind=str(facts["kind"]),
+                channels=int(facts["channels"]),
+                eps=float(facts["eps"]),
+                momentum=None if momentum is None else float(momentum),
+                affine=bool(facts["affine"]),
+                tracks=bool(facts["tracks"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a layer needs {', '.join(cls.__dataclass_fields__)}; got {facts!r}") from error
+        if layer.channels < 1:
+            raise ValueError(f"layer {layer.name!r} must have at least 1 channel, got {layer.channels}")
+        return layer
+
+
+def stats_dtype(layers: Sequence[LayerInfo]) -> np.dtype:
+    """Payload of a frame of `stats-0001.bin`: counts, forwards, then 9 numbers a layer and quantity."""
+    n = len(layers)
+    return np.dtype([("count", I8, (n,)), ("forwards", I4, (n,)), ("stats", F4, (n, len(QUANTITIES), len(COLUMNS)))])
+
+
+def vector_starts(layers: Sequence[LayerInfo], quantities: int) -> np.ndarray:
+    """Where each layer's (quantities, channels) block starts, in float32s; last, the length of all."""
+    lengths = [0] + [quantities * layer.channels for layer in layers]
+    return np.cumsum(lengths, dtype=np.int64)
+
+
+def to_jsonable(number: Any) -> int | float | str | bool:
+    """A number as JSON can hold it: what JSON lacks becomes "nan", "inf" or "-inf"."""
+    if isinstance(number, (bool, np.bool_)):
+        return bool(number)
+    if hasattr(number, "item"):  # NumPy's and torch's scalars
+        number = number.item()
+    if not isinstance(number, (int, float)):
+        raise TypeError(f"a logged value must be one number, got {type(number).__name__}: {number!r}")
+    return number if math.isfinite(number) else str(float(number))
+
+
+def from_jsonable(value: Any) -> Any:
+    """The inverse of `to_jsonable`."""
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n" for row in rows).encode()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put `data` at `path`: at any moment, and after any crash, the old file is there whole or the new one."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(scratch, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
