@@ -37,6 +37,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         if parsed != activations.NONE:
             self.activation = parsed
+        self._keep_statistics_precise({})
 
     @property
     def gamma(self) -> Tensor | None:
@@ -96,6 +97,23 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         """torch.nn's, and what this layer has beyond it."""
         fused = "" if self.activation == activations.NONE else f", activation={self.activation.name}"
         return super().extra_repr() + fused
+
+    def _apply(self, fn: Any, recurse: bool = True) -> _BatchNorm:
+        """Cast and move as any module, but keep the running statistics in float32 at least.
+
+        In bfloat16 an update of momentum * (measured - tracked) is soon below half an ulp, and the average stalls.
+        """
+        before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        self._keep_statistics_precise(before)
+        return self
+
+    def _keep_statistics_precise(self, before: dict[str, Tensor]) -> None:
+        for name in ("running_mean", "running_var"):
+            buffer = self._buffers[name]
+            if buffer is not None and buffer.dtype in (torch.bfloat16, torch.float16):
+                precise = before.get(name, buffer)
+                self._buffers[name] = precise.to(buffer.device, torch.promote_types(precise.dtype, torch.float32))
 
     def __getstate__(self) -> dict[str, Any]:
         # The last measurement belongs to the training under way, not to a pickled or copied layer.
