@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from . import fakes
+
 
 def _load() -> bool:
     libraries = sorted(Path(__file__).parent.parent.glob("_C*.so")) + sorted(
@@ -20,6 +22,7 @@ def _load() -> bool:
         )
         return False
     torch.ops.load_library(str(libraries[0]))
+    fakes.register()
     return True
 
 

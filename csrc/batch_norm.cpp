@@ -1,0 +1,393 @@
+// The passes over a tensor: blocks to the inner loops, partial results merged in an order that the shape alone fixes.
+#include "batch_norm.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace batchnorm {
+namespace {
+
+constexpr int64_t least_parallel = 32768;     // values: less is not worth waking a thread
+constexpr int64_t cached_bytes = 640 << 10;   // a tile of all operands that stays in a core's cache between two passes
+constexpr int64_t streamed_bytes = 4 << 20;   // an output this large would only push others out of the caches
+constexpr int64_t fewest_tiles = 8;           // with fewer, threads share pieces rather than tiles
+
+// One piece's, or one tile's, results: two numbers a channel, over `count` values each.
+struct Partial {
+  double& count;
+  double* first;
+  double* second;
+};
+
+// Partials of every piece of every tile.
+class Partials {
+ public:
+  Partials(const Cut& cut, int64_t channels)
+      : cut_(cut), channels_(channels), counts_(cut.tiles * cut.pieces), values_(2 * cut.pieces * channels) {}
+
+  Partial at(int64_t tile, int64_t piece) {
+    double* first = values_.data() + 2 * piece * channels_ + tile * cut_.tile_channels;
+    return {counts_[tile * cut_.pieces + piece], first, first + channels_};
+  }
+
+ private:
+  const Cut& cut_;
+  int64_t channels_;
+  std::vector<double> counts_, values_;
+};
+
+// (mean, m2) of the union of two disjoint sets (Chan et al. 1979). The counts are the same in every channel.
+void merge_moments(Partial into, Partial other, int64_t channels) {
+  if (other.count == 0) return;
+  const double count = into.count + other.count;
+  const double share = other.count / count, spread = into.count * share;
+  for (int64_t c = 0; c < channels; ++c) {
+    const double delta = other.first[c] - into.first[c];
+    into.first[c] = into.count == 0 ? other.first[c] : into.first[c] + delta * share;
+    into.second[c] = into.count == 0 ? other.second[c] : into.second[c] + (other.second[c] + delta * delta * spread);
+  }
+  into.count = count;
+}
+
+void merge_sums(Partial into, Partial other, int64_t channels) {
+  into.count += other.count;
+  for (int64_t c = 0; c < channels; ++c) {
+    into.first[c] += other.first[c];
+    into.second[c] += other.second[c];
+  }
+}
+
+template <class A>
+class Runner {
+ public:
+  explicit Runner(const Problem& problem)
+      : p_(problem),
+        cut_(problem.shape, value_bytes(problem.type)),
+        kernels_(kernels<A>(problem.type)),
+        kind_(problem.activation == Activation::none ? 0 : problem.activation == Activation::relu ? 1 : 2),
+        stream_(problem.shape.values() * value_bytes(problem.type) >= streamed_bytes) {}
+
+  int64_t count() const {
+    const int64_t samples = p_.shape.batch * p_.shape.space;
+    return p_.mask ? std::count(p_.mask, p_.mask + samples, true) : samples;
+  }
+
+  void forward(double* mean, double* m2, bool then_normalize, double eps) {
+    const int64_t operands = p_.residual.data ? 2 : 1;
+    passes(
+        merge_moments, [this](const Region& region, Partial out) { measure_block(region, out); },
+        [=](int64_t channel, int64_t channels, Partial total) {
+          std::copy_n(total.first, channels, mean + channel);
+          std::copy_n(total.second, channels, m2 + channel);
+        },
+        then_normalize, operands,
+        [=, this](int64_t tile, int64_t piece) {
+          const double n = static_cast<double>(count_);
+          normalize_piece(tile, piece, mean, [=](int64_t c) { return 1 / std::sqrt(m2[c] / n + eps); });
+        });
+  }
+
+  void normalize(const double* mean, const double* rstd) {
+    each_piece([=, this](int64_t tile, int64_t piece) {
+      normalize_piece(tile, piece, mean, [=](int64_t c) { return rstd[c]; });
+    });
+  }
+
+  void backward(const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat, bool then_apply) {
+    const double n = static_cast<double>(std::max<int64_t>(count_, 1));
+    passes(
+        merge_sums, [=, this](const Region& region, Partial out) { reduce_block(region, mean, rstd, out); },
+        [=](int64_t channel, int64_t channels, Partial total) {
+          for (int64_t c = 0; c < channels; ++c) {
+            sum_dz[channel + c] = total.first[c];
+            sum_dz_xhat[channel + c] = total.second[c] * rstd[channel + c];
+          }
+        },
+        then_apply, /*operands=*/2 + (p_.residual.data || p_.y.data),
+        [=, this](int64_t tile, int64_t piece) {
+          apply_piece(tile, piece, mean, rstd, [=](int64_t c) { return sum_dz[c] / n; },
+                      [=](int64_t c) { return sum_dz_xhat[c] / n; });
+        });
+  }
+
+  void apply(const double* mean, const double* rstd, const double* mean_dz, const double* mean_dz_xhat) {
+    each_piece([=, this](int64_t tile, int64_t piece) {
+      apply_piece(tile, piece, mean, rstd, [=](int64_t c) { return mean_dz ? mean_dz[c] : 0; },
+                  [=](int64_t c) { return mean_dz_xhat ? mean_dz_xhat[c] : 0; });
+    });
+  }
+
+ private:
+  static int64_t value_bytes(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
+
+  // ---- sharing out -------------------------------------------------------------------------------------------------
+
+  template <class F>
+  void share(int64_t tasks, int64_t values_a_task, const F& f) const {
+    const int64_t grain = std::max<int64_t>(1, least_parallel / std::max<int64_t>(values_a_task, 1));
+    if (tasks > 0) torch::stable::parallel_for(0, tasks, grain, f);
+  }
+
+  // The last pieces first: they are what a pass before has left in the caches.
+  template <class F>
+  void each_piece(const F& f) const {
+    share(cut_.tiles * cut_.pieces, cut_.piece_values, [&](int64_t begin, int64_t end) {
+      for (int64_t i = end - 1; i >= begin; --i) f(i / cut_.pieces, i % cut_.pieces);
+    });
+  }
+
+  // Reduces every tile, piece by piece, and then maps it, at once where a tile stays in cache between the two. Either way
+  // a tile's pieces are merged in the same order.
+  template <class Merge, class Block, class Finish, class Map>
+  void passes(Merge merge, const Block& block, const Finish& finish, bool then_map, int64_t operands, const Map& map) {
+    Partials partials(cut_, p_.shape.channels);
+    const auto reduce_piece = [&](int64_t tile, int64_t piece) {
+      const int64_t first = piece * cut_.piece_blocks, last = std::min(first + cut_.piece_blocks, cut_.blocks);
+      for (int64_t b = first; b < last; ++b) block(cut_.block(tile, b), partials.at(tile, piece));
+    };
+    const auto merge_tile = [&](int64_t tile) {
+      const int64_t channel = tile * cut_.tile_channels;
+      const int64_t channels = std::min(cut_.tile_channels, p_.shape.channels - channel);
+      for (int64_t piece = 1; piece < cut_.pieces; ++piece)
+        merge(partials.at(tile, 0), partials.at(tile, piece), channels);
+      if (cut_.pieces > 0) finish(channel, channels, partials.at(tile, 0));
+    };
+
+    const bool resident = cut_.tiles >= fewest_tiles && cut_.tile_bytes * operands <= cached_bytes;
+    if (resident || p_.shape.values() < 2 * least_parallel) {
+      share(cut_.tiles, cut_.piece_values * cut_.pieces, [&](int64_t begin, int64_t end) {
+        for (int64_t tile = begin; tile < end; ++tile) {
+          for (int64_t piece = 0; piece < cut_.pieces; ++piece) reduce_piece(tile, piece);
+          merge_tile(tile);
+          for (int64_t piece = cut_.pieces - 1; then_map && piece >= 0; --piece) map(tile, piece);
+        }
+      });
+      return;
+    }
+    share(cut_.tiles * cut_.pieces, cut_.piece_values, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) reduce_piece(i / cut_.pieces, i % cut_.pieces);
+    });
+    share(cut_.tiles, cut_.pieces * cut_.tile_channels, [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile) merge_tile(tile);
+    });
+    if (then_map) each_piece(map);
+  }
+
+  // ---- between channels and positions ------------------------------------------------------------------------------
+
+  // f(channel of the tile, positions' begin) for each run of positions that belong to one channel.
+  template <class F>
+  void runs(const Region& region, F f) const {
+    int64_t position = 0;
+    for (int64_t k = 0; k < region.repeats; ++k)
+      for (int64_t c = 0; c < region.channels; ++c, position += cut_.space) f(c, position);
+  }
+
+  void collapse(const Region& region, const A* positions, double* channels) const {
+    if (cut_.planes) {
+      channels[0] = static_cast<double>(positions[0]);
+      return;
+    }
+    std::fill_n(channels, region.channels, 0.0);
+    runs(region, [&](int64_t c, int64_t begin) {
+      double sum = 0;
+      for (int64_t i = 0; i < cut_.space; ++i) sum += static_cast<double>(positions[begin + i]);
+      channels[c] += sum;
+    });
+  }
+
+  // Lanes past the width are filled too: the loops read whole lines of constants.
+  template <class F>
+  void spread(const Region& region, A* positions, F value) const {
+    if (cut_.planes) {
+      positions[0] = value(0);
+      return;
+    }
+    runs(region, [&](int64_t c, int64_t begin) { std::fill_n(positions + begin, cut_.space, value(c)); });
+    std::fill(positions + region.width, positions + std::min(max_width, region.width + line_bytes), A{0});
+  }
+
+  // ---- blocks ------------------------------------------------------------------------------------------------------
+
+  Rows rows(const Operand& operand, const Region& region) const {
+    if (!operand.data) return {};
+    const int64_t offset =
+        region.row * region_row_stride(operand) + region.channel * operand.channel_stride + region.column;
+    return {operand.data + offset * value_bytes(p_.type), region_row_stride(operand)};
+  }
+
+  // Where rows are joined, one row of the cut is several of the operand's.
+  int64_t region_row_stride(const Operand& operand) const { return operand.row_stride * cut_.row_samples(); }
+
+  Strip<A> strip(const Region& region) const {
+    Strip<A> s;
+    s.rows = region.rows;
+    s.width = region.width;
+    s.x = rows(p_.x, region);
+    if (p_.mask) {
+      const int64_t row_values = cut_.planes ? p_.shape.space : 1;
+      s.mask = {p_.mask + region.row * row_values + region.column, row_values, cut_.planes};
+    }
+    s.activation = p_.activation;
+    s.slope = static_cast<A>(p_.slope);
+    s.through_mean = p_.through_mean;
+    s.stream = stream_;
+    return s;
+  }
+
+  double count(const Region& region, const Strip<A>& strip) const {
+    if (!p_.mask) return static_cast<double>(region.rows * (cut_.planes ? region.width : region.repeats * cut_.space));
+    int64_t present = 0;
+    for (int64_t r = 0; r < strip.rows; ++r) {
+      const bool* row = strip.mask.data + r * strip.mask.row_stride;
+      present += std::count(row, row + (cut_.planes ? region.width : 1), true);
+    }
+    return static_cast<double>(present);
+  }
+
+  // An estimate of the mean first, then deviations from it: exact at any mean, and the block is still in cache.
+  void measure_block(const Region& region, Partial out) const {
+    alignas(line_bytes) A shift[max_width], sums[max_width], squares[max_width];
+    double mean[max_width], m2[max_width];
+    const Strip<A> s = strip(region);
+    double n = count(region, s);
+    if (n == 0) return;
+
+    kernels_.sum[!cut_.planes](s, sums);
+    collapse(region, sums, mean);
+    spread(region, shift, [&](int64_t c) { return static_cast<A>(mean[c] / n); });
+
+    kernels_.moments[!cut_.planes](s, shift, sums, squares);
+    for (int64_t c = 0; c < region.channels; ++c) mean[c] = static_cast<double>(static_cast<A>(mean[c] / n));
+    double correction[max_width];
+    collapse(region, sums, correction);
+    collapse(region, squares, m2);
+    for (int64_t c = 0; c < region.channels; ++c) {
+      const double spread = m2[c] - correction[c] * correction[c] / n;
+      m2[c] = spread < 0 ? 0 : spread;  // NaN stays
+      mean[c] += correction[c] / n;
+    }
+    merge_moments(out, Partial{n, mean, m2}, region.channels);
+  }
+
+  void reduce_block(const Region& region, const double* mean, const double* rstd, Partial out) const {
+    alignas(line_bytes) A sums[max_width], products[max_width];
+    double sum_dz[max_width], sum_centred[max_width];
+    Constants<A> constants;
+    set_affine(region, constants, mean, [=](int64_t c) { return rstd[c]; });
+    Strip<A> s = strip(region);
+    s.constants = &constants;
+    s.dy = rows(p_.dy, region);
+    s.residual = rows(p_.residual, region);
+    s.y = rows(p_.y, region);
+    kernels_.reduce[!cut_.planes][kind_](s, sums, products);
+    collapse(region, sums, sum_dz);
+    collapse(region, products, sum_centred);
+    double n = 0;
+    merge_sums(out, Partial{n, sum_dz, sum_centred}, region.channels);
+  }
+
+  template <class Rstd>
+  void set_affine(const Region& region, Constants<A>& constants, const double* mean, Rstd rstd) const {
+    const int64_t first = region.channel;
+    const auto high = [=](int64_t c) { return static_cast<A>(mean[first + c]); };
+    spread(region, constants.high, high);
+    spread(region, constants.low,
+           [=](int64_t c) { return static_cast<A>(mean[first + c] - static_cast<double>(high(c))); });
+    spread(region, constants.scale, [=, this](int64_t c) {
+      return static_cast<A>((p_.weight.empty() ? 1 : p_.weight[first + c]) * rstd(first + c));
+    });
+    spread(region, constants.beta,
+           [=, this](int64_t c) { return static_cast<A>(p_.bias.empty() ? 0 : p_.bias[first + c]); });
+  }
+
+  // The constants serve all blocks of a piece but the last, where joined rows leave a shorter one: theirs are a beginning
+  // of the others'.
+  template <class Rstd>
+  void normalize_piece(int64_t tile, int64_t piece, const double* mean, Rstd rstd) const {
+    Constants<A> constants;
+    set_affine(cut_.block(tile, 0), constants, mean, rstd);
+    each_block(tile, piece, [&](const Region& region) {
+      Strip<A> s = strip(region);
+      s.constants = &constants;
+      s.residual = rows(p_.residual, region);
+      s.y = rows(p_.y, region);
+      kernels_.normalize[!cut_.planes][kind_](s);
+    });
+  }
+
+  template <class Mean, class MeanXhat>
+  void apply_piece(int64_t tile, int64_t piece, const double* mean, const double* rstd, Mean mean_dz,
+                   MeanXhat mean_dz_xhat) const {
+    Constants<A> constants;
+    const Region whole = cut_.block(tile, 0);
+    const int64_t first = whole.channel;
+    set_affine(whole, constants, mean, [=](int64_t c) { return rstd[c]; });
+    spread(whole, constants.mean_dz, [=](int64_t c) { return static_cast<A>(mean_dz(first + c)); });
+    spread(whole, constants.slope_dz,
+           [=](int64_t c) { return static_cast<A>(mean_dz_xhat(first + c) * rstd[first + c]); });
+    each_block(tile, piece, [&](const Region& region) {
+      Strip<A> s = strip(region);
+      s.constants = &constants;
+      s.dy = rows(p_.dy, region);
+      s.residual = rows(p_.residual, region);
+      s.y = rows(p_.y, region);
+      s.dx = rows(p_.dx, region);
+      s.dresidual = rows(p_.dresidual, region);
+      kernels_.apply[!cut_.planes][kind_](s);
+    });
+  }
+
+  template <class F>
+  void each_block(int64_t tile, int64_t piece, F f) const {
+    const int64_t first = piece * cut_.piece_blocks, last = std::min(first + cut_.piece_blocks, cut_.blocks);
+    for (int64_t b = last - 1; b >= first; --b) f(cut_.block(tile, b));
+  }
+
+  const Problem& p_;
+  const Cut cut_;
+  const Kernels<A>& kernels_;
+  const int kind_;
+  const bool stream_;
+  const int64_t count_ = count();
+};
+
+template <class F>
+void run(const Problem& problem, F f) {
+  if (problem.type == Type::float64) f(Runner<double>(problem));
+  else f(Runner<float>(problem));
+}
+
+}  // namespace
+
+void measure(const Problem& problem, int64_t& count, double* mean, double* m2) {
+  run(problem, [&](auto runner) {
+    count = runner.count();
+    runner.forward(mean, m2, /*then_normalize=*/false, /*eps=*/0);
+  });
+}
+
+void normalize(const Problem& problem, const double* mean, const double* rstd) {
+  run(problem, [&](auto runner) { runner.normalize(mean, rstd); });
+}
+
+void forward(const Problem& problem, double eps, double* mean, double* m2) {
+  run(problem, [&](auto runner) { runner.forward(mean, m2, /*then_normalize=*/true, eps); });
+}
+
+void reduce(const Problem& problem, const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat) {
+  run(problem, [&](auto runner) { runner.backward(mean, rstd, sum_dz, sum_dz_xhat, /*then_apply=*/false); });
+}
+
+void apply(const Problem& problem, const double* mean, const double* rstd, const double* mean_dz,
+           const double* mean_dz_xhat) {
+  run(problem, [&](auto runner) { runner.apply(mean, rstd, mean_dz, mean_dz_xhat); });
+}
+
+void backward(const Problem& problem, const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat) {
+  run(problem, [&](auto runner) { runner.backward(mean, rstd, sum_dz, sum_dz_xhat, /*then_apply=*/true); });
+}
+
+}  // namespace batchnorm

@@ -1,0 +1,98 @@
+// Cutting by shape: the sizes here are chosen by measurement, and fixed for good bits.
+#include "cut.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace batchnorm {
+namespace {
+
+constexpr int64_t plane_block = 4096;       // values: 16 KiB of float32, half a first-level cache
+constexpr int64_t position_block = 16384;   // values
+constexpr int64_t piece_size = 65536;       // values
+constexpr int64_t shortest_plane = 128;     // shorter ones are handled as positions
+constexpr int64_t wide_row = 256;           // positions a tile has at least, where there are as many
+constexpr int64_t narrowest_tile = 64;      // positions
+constexpr int64_t cached_tile = 512 << 10;  // bytes
+
+int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How many rows of `channels` values make one wide row, a whole number of lines if possible.
+int64_t rows_joined(int64_t channels) {
+  constexpr int64_t lanes = line_bytes / sizeof(float);
+  const int64_t unit = lanes / std::gcd(channels, lanes);
+  if (unit * channels > max_width) return std::max<int64_t>(1, wide_row / channels);
+  return unit * std::max<int64_t>(1, wide_row / (unit * channels));
+}
+
+}  // namespace
+
+Cut::Cut(const Shape& shape, int64_t value_bytes) : channels_(shape.channels) {
+  const bool rows = shape.channels_last || shape.space == 1;
+  const bool short_planes = shape.space < shortest_plane && shape.adjacent && !shape.masked;
+  planes = !rows && !short_planes;
+  if (planes) cut_planes(shape);
+  else cut_positions(shape, value_bytes);
+
+  const int64_t groups = ceil_divide(rows_, block_rows_);
+  blocks = groups * chunks_ + (rest_ > 0);
+  piece_blocks = std::max<int64_t>(1, piece_size / (block_rows_ * chunk_));
+  pieces = std::max<int64_t>(1, ceil_divide(blocks, piece_blocks));
+  piece_values = piece_blocks * block_rows_ * chunk_;
+  tile_bytes = shape.batch * shape.space * tile_channels * value_bytes;
+}
+
+void Cut::cut_planes(const Shape& shape) {
+  tile_channels = 1;
+  tiles = shape.channels;
+  space = shape.space;
+  rows_ = shape.batch;
+  row_samples_ = 1;
+  rest_ = 0;
+  chunk_ = std::min(std::max<int64_t>(shape.space, 1), plane_block);
+  chunks_ = ceil_divide(shape.space, chunk_);
+  block_rows_ = chunks_ > 1 ? 1 : plane_block / chunk_;
+}
+
+void Cut::cut_positions(const Shape& shape, int64_t value_bytes) {
+  const bool rows = shape.channels_last || shape.space == 1;
+  const int64_t samples = rows ? shape.batch * shape.space : shape.batch;
+  space = rows ? 1 : shape.space;
+  const int64_t channels = std::max<int64_t>(shape.channels, 1);
+
+  row_samples_ = 1;
+  if (rows && shape.adjacent && !shape.masked && samples > 0)
+    row_samples_ = std::clamp<int64_t>(rows_joined(channels), 1, samples);
+  rows_ = samples / row_samples_;
+  rest_ = samples % row_samples_;
+
+  // Narrow enough that the whole tile stays in cache between its two readings, if that can be had.
+  int64_t width = max_width / 2;
+  while (width > narrowest_tile && samples * width * value_bytes > cached_tile) width /= 2;
+  if (samples * width * value_bytes > cached_tile) width = wide_row;
+  tile_channels = row_samples_ > 1 ? channels : std::clamp<int64_t>(width / space, 1, channels);
+  tiles = ceil_divide(shape.channels, tile_channels);
+  chunk_ = row_samples_ * tile_channels * space;
+  chunks_ = 1;
+  block_rows_ = std::max<int64_t>(1, position_block / chunk_);
+}
+
+Region Cut::block(int64_t tile, int64_t index) const {
+  Region region;
+  region.channel = tile * tile_channels;
+  region.channels = std::min(tile_channels, channels_ - region.channel);
+  region.repeats = row_samples_;
+  region.row = index / chunks_ * block_rows_;
+  region.rows = std::min(block_rows_, rows_ - region.row);
+  region.column = index % chunks_ * chunk_;
+  region.width = planes ? std::min(chunk_, space - region.column) : row_samples_ * region.channels * space;
+  if (region.rows <= 0) {  // the samples left over where rows are joined
+    region.row = rows_;
+    region.rows = 1;
+    region.repeats = rest_;
+    region.width = rest_ * region.channels;
+  }
+  return region;
+}
+
+}  // namespace batchnorm

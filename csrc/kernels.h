@@ -1,0 +1,77 @@
+// The inner loops' interface: what a strip of values is, and the five things done to one.
+#pragma once
+
+#include <cstdint>
+
+namespace batchnorm {
+
+enum class Activation : int64_t {
+  none, relu, relu6, leaky_relu, elu, silu, gelu, gelu_tanh, hardswish, sigmoid, tanh,
+};
+constexpr int64_t activation_count = 11;
+
+enum class Type { float32, float64, bfloat16, float16 };
+
+// Values are reduced in lanes of one cache line: 16 floats or 8 doubles, whatever the instruction set. The order of
+// additions is therefore part of the source, not of the machine.
+constexpr int64_t line_bytes = 64;
+// A strip whose constants change along the row is at most this wide, so that they stay in the first-level cache.
+constexpr int64_t max_width = 512;
+
+// Rows of one tensor: element (r, i) is data[r * stride + i]. No data: the operand is absent.
+struct Rows {
+  void* data = nullptr;
+  int64_t stride = 0;
+};
+
+// mask[r * row_stride + i * step]; the step is 0 where a whole row is one sample.
+struct MaskRows {
+  const bool* data = nullptr;
+  int64_t row_stride = 0;
+  int64_t step = 0;
+};
+
+// y = activation(((x - high) - low) * scale + beta): the mean is a pair of floats, so that x - mean is exact at any mean.
+// dx = (dz - mean_dz - (x - mean) * slope_dz) * scale.
+template <class A>
+struct alignas(line_bytes) Constants {
+  A high[max_width], low[max_width], scale[max_width], beta[max_width];
+  A mean_dz[max_width], slope_dz[max_width];
+};
+
+// The constants are one for the whole strip (it lies in one channel), or one a position.
+template <class A>
+struct Strip {
+  int64_t rows = 0;
+  int64_t width = 0;
+  Rows x, residual, y, dy, dx, dresidual;
+  MaskRows mask;
+  const Constants<A>* constants = nullptr;
+  Activation activation = Activation::none;
+  A slope = 0;
+  bool through_mean = false;  // dx: the statistics depended on x
+  bool stream = false;        // write past the caches
+};
+
+// Each loop in two forms, [0] constants for the strip and [1] constants a position; the latter three also by activation:
+// [0] none, [1] relu, [2] any.
+template <class A>
+struct Kernels {
+  using Sum = void (*)(const Strip<A>&, A* sum);
+  using Moments = void (*)(const Strip<A>&, const A* shift, A* sum, A* squares);
+  using Normalize = void (*)(const Strip<A>&);
+  using Reduce = void (*)(const Strip<A>&, A* sum_dz, A* sum_dz_centred);
+  using Apply = void (*)(const Strip<A>&);
+
+  Sum sum[2];
+  Moments moments[2];
+  Normalize normalize[2][3];
+  Reduce reduce[2][3];
+  Apply apply[2][3];
+};
+
+// The loops for one type of tensor and this machine, chosen once. ATEN_CPU_CAPABILITY (default, avx2) lowers the choice.
+template <class A>
+const Kernels<A>& kernels(Type type);
+
+}  // namespace batchnorm

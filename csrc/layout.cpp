@@ -1,0 +1,199 @@
+// Strides: what a pointer and two strides can say, and what has to be copied.
+#include "layout.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <array>
+
+namespace batchnorm {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+
+// torch's own rule for suggest_memory_format(), ambiguous cases included.
+bool is_channels_last(const Tensor& x) {
+  const int64_t dims = x.dim();
+  if (dims != 4 && dims != 5) return false;
+  const auto sizes = x.sizes(), strides = x.strides();
+  if (strides[1] == 0) return false;
+  int64_t least = 0;
+  for (int64_t i = 0; i < dims; ++i) {
+    const int64_t d = i == 0 ? 1 : i == dims - 1 ? 0 : dims - i;
+    if (sizes[d] == 0 || strides[d] < least) return false;
+    if (d == 0 && least == strides[1]) return false;
+    least = strides[d] * (sizes[d] > 1 ? sizes[d] : 1);
+  }
+  return true;
+}
+
+MemoryFormat format(const Shape& shape, int64_t dims) {
+  if (!shape.channels_last) return MemoryFormat::Contiguous;
+  return dims == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast;
+}
+
+// The one stride that walks dimensions `first`, 2, 3, ... in order (batch, space or space alone), if there is one. `inner` is
+// what it is where all of them have one element.
+std::optional<int64_t> common_stride(const Tensor& x, bool with_batch, int64_t inner) {
+  const auto sizes = x.sizes(), strides = x.strides();
+  std::optional<int64_t> stride;
+  int64_t walked = 1;
+  for (int64_t d = x.dim() - 1; d >= 0; --d) {
+    if (d == 1 || (d == 0 && !with_batch) || sizes[d] == 1) continue;
+    if (!stride) stride = strides[d];
+    else if (strides[d] != *stride * walked) return std::nullopt;
+    walked *= sizes[d];
+  }
+  return stride.value_or(inner);
+}
+
+bool is_expanded(const Tensor& x) {
+  const auto sizes = x.sizes(), strides = x.strides();
+  for (int64_t d = 0; d < x.dim(); ++d)
+    if (sizes[d] != 1 && strides[d] != 0) return false;
+  return true;
+}
+
+Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dims, ScalarType type, const Tensor& like) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dims, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+      aoti_torch_device_type_cpu(), like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+template <class F>
+void copy_values(const Tensor& from, std::vector<double>& to, F widen) {
+  const int64_t stride = from.stride(0);
+  for (size_t c = 0; c < to.size(); ++c) to[c] = widen(from.const_data_ptr(), static_cast<int64_t>(c) * stride);
+}
+
+}  // namespace
+
+Type type_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Type::float32;
+    case ScalarType::Double: return Type::float64;
+    case ScalarType::BFloat16: return Type::bfloat16;
+    case ScalarType::Half: return Type::float16;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, "batch norm takes float32, float64, bfloat16 or float16, got ",
+                  torch::headeronly::toString(x.scalar_type()), "; convert the input first");
+}
+
+Shape shape_of(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() >= 2, "batch norm takes (N, C, *), got ", x.dim(), " dimension(s)");
+  Shape shape;
+  shape.batch = x.size(0);
+  shape.channels = x.size(1);
+  for (int64_t d = 2; d < x.dim(); ++d) shape.space *= x.size(d);
+  shape.channels_last = is_channels_last(x);
+  return shape;
+}
+
+Tensor empty_like(const Tensor& x, const Shape& shape) {
+  const int64_t dims = x.dim();
+  const auto sizes = x.sizes();
+  std::vector<int64_t> strides(dims);
+  int64_t stride = 1;
+  if (shape.channels_last) strides[1] = 1, stride = sizes[1];
+  for (int64_t d = dims - 1; d >= 0; --d) {
+    if (shape.channels_last && d == 1) continue;
+    strides[d] = stride;
+    stride *= std::max<int64_t>(sizes[d], 1);
+  }
+  return empty_strided(sizes.data(), strides.data(), dims, x.scalar_type(), x);
+}
+
+Tensor empty_channels(const Tensor& x) {
+  const int64_t channels = x.size(1), stride = 1;
+  return empty_strided(&channels, &stride, 1, ScalarType::Double, x);
+}
+
+std::vector<double> channel_values(const std::optional<Tensor>& values, int64_t channels, const char* name) {
+  if (!values) return {};
+  STD_TORCH_CHECK(values->dim() == 1 && values->size(0) == channels, name, " must have one value a channel: expected (",
+                  channels, ",), got ", values->numel(), " value(s) in ", values->dim(), " dimension(s)");
+  STD_TORCH_CHECK(values->is_cpu(), name, " must be on the CPU, as the input is");
+  std::vector<double> out(channels);
+  switch (type_of(*values)) {
+    case Type::float32:
+      copy_values(*values, out, [](const void* p, int64_t i) { return double{static_cast<const float*>(p)[i]}; });
+      break;
+    case Type::float64:
+      copy_values(*values, out, [](const void* p, int64_t i) { return static_cast<const double*>(p)[i]; });
+      break;
+    case Type::bfloat16:
+      copy_values(*values, out, [](const void* p, int64_t i) {
+        return static_cast<double>(static_cast<float>(static_cast<const torch::headeronly::BFloat16*>(p)[i]));
+      });
+      break;
+    case Type::float16:
+      copy_values(*values, out, [](const void* p, int64_t i) {
+        return static_cast<double>(static_cast<float>(static_cast<const torch::headeronly::Half*>(p)[i]));
+      });
+  }
+  return out;
+}
+
+Operand Operands::add(const Tensor& tensor) {
+  if (const auto served = view(tensor)) return keep(tensor, *served);
+  if (const auto served = one_sample(tensor)) return *served;
+  const Tensor copy = torch::stable::contiguous(tensor, format(shape_, tensor.dim()));
+  return keep(copy, *view(copy));
+}
+
+std::optional<Operand> Operands::view(const Tensor& tensor) const {
+  Operand operand;
+  operand.data = static_cast<char*>(const_cast<void*>(tensor.const_data_ptr()));
+  if (shape_.channels_last || shape_.space == 1) {
+    const auto row = common_stride(tensor, /*with_batch=*/true, shape_.channels);
+    if (!row || (tensor.stride(1) != 1 && shape_.channels != 1)) return std::nullopt;
+    operand.row_stride = *row;
+    operand.channel_stride = 1;
+  } else {
+    if (common_stride(tensor, /*with_batch=*/false, 1) != 1) return std::nullopt;
+    operand.row_stride = shape_.batch == 1 ? shape_.channels * shape_.space : tensor.stride(0);
+    operand.channel_stride = shape_.channels == 1 ? shape_.space : tensor.stride(1);
+  }
+  return operand;
+}
+
+// A value expanded over the whole tensor, as .sum() gives its gradient: one row of it serves for all.
+std::optional<Operand> Operands::one_sample(const Tensor& tensor) {
+  if (!is_expanded(tensor) || tensor.size(0) < 2) return std::nullopt;
+  const bool rows = shape_.channels_last || shape_.space == 1;
+  if (rows && shape_.channels < max_width / 2) return std::nullopt;  // rows are joined there, and must follow each other
+  Tensor view = tensor;
+  const Tensor sample = torch::stable::contiguous(torch::stable::narrow(view, 0, 0, 1), format(shape_, tensor.dim()));
+  Operand operand{static_cast<char*>(const_cast<void*>(sample.const_data_ptr())), 0, rows ? 1 : shape_.space};
+  kept_.push_back(sample);
+  return operand;
+}
+
+Operand Operands::keep(const Tensor& tensor, Operand operand) {
+  const bool rows = shape_.channels_last || shape_.space == 1;
+  shape_.adjacent &= rows ? operand.row_stride == shape_.channels : operand.channel_stride == shape_.space;
+  kept_.push_back(tensor);
+  return operand;
+}
+
+const bool* Operands::add_mask(const std::optional<Tensor>& mask, const Tensor& x) {
+  if (!mask) return nullptr;
+  STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, "mask must be bool, got ",
+                  torch::headeronly::toString(mask->scalar_type()), "; True marks the samples that count");
+  STD_TORCH_CHECK(mask->is_cpu(), "mask must be on the CPU, as the input is");
+  std::vector<int64_t> sizes{x.size(0)};
+  for (int64_t d = 2; d < x.dim(); ++d) sizes.push_back(x.size(d));
+  std::array<StableIValue, 3> stack{
+      torch::stable::detail::from(*mask),
+      torch::stable::detail::from(torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size())),
+      torch::stable::detail::from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::expand", "", stack.data(), TORCH_ABI_VERSION));
+  kept_.push_back(torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0])));
+  shape_.masked = true;
+  return static_cast<const bool*>(kept_.back().const_data_ptr());
+}
+
+}  // namespace batchnorm

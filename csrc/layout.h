@@ -1,0 +1,40 @@
+// Tensors as operands: which strides are served as they are, and the copies for those that are not.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "batch_norm.h"
+
+namespace batchnorm {
+
+using torch::stable::Tensor;
+
+Type type_of(const Tensor& x);
+Shape shape_of(const Tensor& x);
+
+// An uninitialized tensor like x, in the memory format torch suggests for it: channels last if x is, else contiguous.
+Tensor empty_like(const Tensor& x, const Shape& shape);
+Tensor empty_channels(const Tensor& x);  // (C,) float64
+std::vector<double> channel_values(const std::optional<Tensor>& values, int64_t channels, const char* name);
+
+// Turns tensors into operands and keeps their copies, if any had to be made, alive.
+class Operands {
+ public:
+  explicit Operands(Shape& shape) : shape_(shape) {}
+  Operand add(const Tensor& tensor);
+  Operand add(const std::optional<Tensor>& tensor) { return tensor ? add(*tensor) : Operand{}; }
+  const bool* add_mask(const std::optional<Tensor>& mask, const Tensor& x);
+
+ private:
+  std::optional<Operand> view(const Tensor& tensor) const;
+  std::optional<Operand> one_sample(const Tensor& tensor);
+  Operand keep(const Tensor& tensor, Operand operand);
+
+  Shape& shape_;
+  std::vector<Tensor> kept_;
+};
+
+}  // namespace batchnorm
