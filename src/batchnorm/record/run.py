@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .journal import Frames, read_frames
+from .lines import read_lines
 from .schema import (
     ALERTS,
     F4,
@@ -25,7 +26,6 @@ from .schema import (
     STATS,
     VECTORS,
     LayerInfo,
-    from_jsonable,
     stats_dtype,
     vector_starts,
 )
@@ -181,11 +181,11 @@ class Run:
 
     @cached_property
     def _scalars(self) -> tuple[list[dict[str, Any]], str | None]:
-        return _read_lines(self.path / SCALARS)
+        return read_lines(self.path / SCALARS)
 
     @cached_property
     def _alerts(self) -> tuple[list[dict[str, Any]], str | None]:
-        return _read_lines(self.path / ALERTS)
+        return read_lines(self.path / ALERTS)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -247,24 +247,3 @@ def _equal_payloads(frames: Frames, dtype: np.dtype) -> np.ndarray:
     base, shape = dtype.base, dtype.shape
     strides = (stride, base.itemsize) if shape else (stride,)
     return np.ndarray((len(frames), *shape), base, frames.data, int(frames.starts[0]), strides)
-
-
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """The objects of a .jsonl file up to the first bad line, and what was wrong with that one."""
-    rows: list[dict[str, Any]] = []
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return rows, None
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not (line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int)):
-                raise ValueError
-        except ValueError:
-            return (
-                rows,
-                f"{path.name}: torn or garbage line {number} of {len(lines)}; kept those before it",
-            )
-        rows.append({key: from_jsonable(value) for key, value in row.items()})
-    return rows, None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,26 +78,6 @@ def vector_starts(layers: Sequence[LayerInfo], quantities: int) -> np.ndarray:
     """Where each layer's (quantities, channels) block starts, in float32s; last, the length of all."""
     lengths = [0] + [quantities * layer.channels for layer in layers]
     return np.cumsum(lengths, dtype=np.int64)
-
-
-def to_jsonable(number: Any) -> int | float | str | bool:
-    """A number as JSON can hold it: what JSON lacks becomes "nan", "inf" or "-inf"."""
-    if isinstance(number, (bool, np.bool_)):
-        return bool(number)
-    if hasattr(number, "item"):  # NumPy's and torch's scalars
-        number = number.item()
-    if not isinstance(number, (int, float)):
-        raise TypeError(f"a logged value must be one number, got {type(number).__name__}: {number!r}")
-    return number if math.isfinite(number) else str(float(number))
-
-
-def from_jsonable(value: Any) -> Any:
-    """The inverse of `to_jsonable`."""
-    return float(value) if value in ("nan", "inf", "-inf") else value
-
-
-def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n" for row in rows).encode()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,0 +1,85 @@
+"""Files of one JSON object a line, each with its step: the scalars and the alerts of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .schema import write_atomically
+
+
+def to_jsonable(number: Any) -> int | float | str | bool:
+    """A number as JSON can hold it: what JSON lacks becomes "nan", "inf" or "-inf"."""
+    if isinstance(number, (bool, np.bool_)):
+        return bool(number)
+    if hasattr(number, "item"):  # NumPy's and torch's scalars
+        number = number.item()
+    if not isinstance(number, (int, float)):
+        raise TypeError(f"a logged value must be one number, got {type(number).__name__}: {number!r}")
+    return number if math.isfinite(number) else str(float(number))
+
+
+def _from_jsonable(value: Any) -> Any:
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """The objects up to the first bad line, and one line saying what was wrong with that one, or None."""
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return rows, None
+    *whole, rest = lines  # a whole line ends with a newline: what follows the last one is torn
+    for number, line in enumerate(whole, 1):
+        row = _parse(line)
+        if row is None:
+            return rows, f"{path.name}: garbage in line {number}; kept the {len(rows)} lines before it"
+        rows.append(row)
+    return rows, f"{path.name}: torn last line; kept the {len(rows)} lines before it" if rest else None
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    return {key: _from_jsonable(value) for key, value in row.items()}
+
+
+class Lines:
+    """Appends objects to a .jsonl file, from which torn lines, and those from `before_step` on, go on opening."""
+
+    def __init__(self, path: Path, before_step: int | None = None) -> None:
+        rows, damage = read_lines(path)
+        kept = [row for row in rows if before_step is None or row["step"] < before_step]
+        if damage or len(kept) < len(rows):
+            write_atomically(path, _encode(kept))
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Hand the rows to the operating system, in one write unless it takes fewer bytes."""
+        left = memoryview(_encode(rows))
+        while left:
+            left = left[os.write(self._file, left) :]
+
+    def close(self) -> None:
+        if self._file >= 0:
+            try:
+                os.fsync(self._file)
+            finally:
+                os.close(self._file)
+                self._file = -1
+
+
+def _encode(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    plain = ({key: v if isinstance(v, str) else to_jsonable(v) for key, v in row.items()} for row in rows)
+    return "".join(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n" for row in plain).encode()
