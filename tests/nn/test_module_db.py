@@ -43,7 +43,8 @@ def test_values_and_gradients(dtype, training):
             y.sum().backward()
             results.append((y, t.grad, *[p.grad for p in layer.parameters()]))
         for a, b, c in zip(*results, strict=True):
-            assert_close(b, c, peer=a)
+            # The gradient of gamma adds up x (in eval) or xhat over the batch: rounding is relative to those terms.
+            assert_close(b, c, peer=a, scale=max(1.0, x.double().abs().sum().item() / ours.num_features))
         names.append(name)
     assert len(names) == 22
 

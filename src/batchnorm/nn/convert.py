@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from .. import activations
-from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -48,7 +48,7 @@ def revert(model: Model) -> Model:
         ValueError: a layer has an activation fused, which torch.nn's would drop; nothing has been changed then.
     """
     for name, layer in model.named_modules():
-        if type(layer) in _TORCHS and layer.activation != activations.NONE:
+        if isinstance(layer, _BatchNorm) and type(layer) in _TORCHS and layer.activation != activations.NONE:
             raise ValueError(
                 f"cannot revert {name or 'the layer'}: torch.nn's layer has no activation, and this one is built with "
                 f"activation={layer.activation.name!r}. Build it without, and the activation as a module after it"

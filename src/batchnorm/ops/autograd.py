@@ -49,8 +49,8 @@ class Normalize(torch.autograd.Function):
         _save(ctx, inputs, output, mean, rstd, None, activation)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, dy, eps=None), None, None, None, None
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, grad_outputs[0], eps=None), None, None, None, None
 
 
 class NormalizeEagerly(Normalize):
@@ -93,7 +93,8 @@ class MeasureAndNormalize(torch.autograd.Function):
         _save(ctx, inputs, y, mean, steps.rstd_of(count, m2, eps), count, activation)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        dy = grad_outputs[0]
         if dy is None:
             return (None,) * 7
         return *_gradients(ctx, dy, eps=ctx.eps), None, None, None

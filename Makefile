@@ -1,0 +1,52 @@
+# make demo: install and watch gamma and beta learn.   make test: install what the tests need and run them.
+# make check: format, lint, types, who imports whom.   make bench, make wheel: measure, build.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench wheel browser clean
+
+demo: $(VENV)/.demo
+	$(BIN)/batchnorm train
+
+test: $(VENV)/.dev browser
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/record.py
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel --no-isolation
+
+# torch comes first, because compiling the operators needs it: then no isolated build fetches a second one.
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools wheel torch numpy
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch $(INSTALLED_BY)
+	$(PIP) --no-build-isolation --editable '.[lab,report]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch $(INSTALLED_BY)
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	touch $@ $(VENV)/.demo
+
+# The page is tested in a real browser: one on the path, else Playwright's, else the system's package.
+browser: $(VENV)/.dev
+	command -v chromium chromium-browser google-chrome >/dev/null || \
+	$(BIN)/playwright install chromium || \
+	(apt-get update && apt-get install --yes chromium)
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info src/batchnorm/_C*.so

@@ -1,0 +1,67 @@
+"""What PyTorch's dispatcher is told of the compiled operators: opcheck, and a package without them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import make, vectors
+
+from batchnorm.ops import load
+
+X = make((4, 3, 5, 6))
+V = vectors(3)
+MEAN, RSTD = V["running_mean"].double(), V["running_var"].double().rsqrt()
+AFFINE = (MEAN, RSTD, V["weight"], V["bias"])
+MASK = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+RELU = (1, 0.0)
+
+CALLS = {
+    "forward": (X, V["weight"], V["bias"], X, 1e-5, *RELU),
+    "measure": (X, MASK),
+    "normalize": (X, *AFFINE, X, MASK, *RELU),
+    "reduce": (X, X, *AFFINE, None, X, MASK, *RELU),
+    "apply": (X, X, *AFFINE, None, X, MASK, MEAN, MEAN, *RELU, True, True),
+    "backward": (X, X, *AFFINE, None, X, *RELU, True, True, True),
+    "update_running_": (V["running_mean"], V["running_var"], torch.tensor(120), MEAN, RSTD, 0.1),
+}
+
+
+def test_the_operators_are_compiled():
+    assert load.COMPILED, "the suite has to test the compiled operators; is there a C++ compiler?"
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name, layout):
+    arguments = [
+        a.contiguous(memory_format=layout) if isinstance(a, torch.Tensor) and a.dim() == 4 else a for a in CALLS[name]
+    ]
+    operator = getattr(torch.ops.batchnorm, name).default
+    torch.library.opcheck(operator, tuple(arguments), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_without_compiled_operators_it_warns_once_and_computes_the_same(tmp_path):
+    code = """
+import warnings, pathlib, torch
+real = pathlib.Path.glob
+pathlib.Path.glob = lambda self, pattern: [] if pattern.startswith("_C") else real(self, pattern)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import batchnorm as bn
+    x = torch.arange(24.0).view(4, 2, 3).requires_grad_()
+    for _ in range(2):
+        y = bn.batch_norm(x, training=True, activation="relu")
+    y.square().sum().backward()
+assert len([w for w in caught if "without its compiled operators" in str(w.message)]) == 1, caught
+torch.save((y.detach(), x.grad), "%s")
+"""
+    file = tmp_path / "result.pt"
+    subprocess.run([sys.executable, "-c", code % file], check=True)
+    y, gradient = torch.load(file, weights_only=True)
+    x = torch.arange(24.0, dtype=torch.float64).view(4, 2, 3).requires_grad_()
+    exact = torch.nn.functional.batch_norm(x, None, None, training=True).relu()
+    exact.square().sum().backward()
+    # y is of size 1.5; dx a difference of terms of that size.
+    torch.testing.assert_close(y.double(), exact.detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradient.double(), x.grad, rtol=0, atol=1e-6)
