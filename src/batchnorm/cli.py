@@ -1,0 +1,167 @@
+"""The `batchnorm` command. What a command needs is imported inside it, so that reading a run never imports torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from . import __version__
+
+app = typer.Typer(
+    help="Batch normalization: train, record, and see what is measured and what is learned.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def fail(message: object) -> NoReturn:
+    """End the command with one line on stderr and exit status 1."""
+    print(f"batchnorm: {' '.join(str(message).split())}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what a wrong path or a missing extra raises into one line: a traceback would help no user."""
+    try:
+        yield
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        fail(error)
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON document; the value holds neither NaN nor infinity, which JSON lacks."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"batchnorm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Batch normalization: train, record, and see what is measured and what is learned."""
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, mnist5k, or a file or folder: IDX, CIFAR-10 .bin, .npz, .csv.", show_default="digits"
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="mlp or cnn.", show_default="mlp")] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(help="Some of learned, fixed, per-batch, none, with commas between.", show_default="all four"),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.", show_default="50")] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples a step. What is left at the end of an epoch is a smaller batch; a single sample joins the "
+            "batch before it, since batch norm cannot train on one.",
+            show_default="60",
+        ),
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="sgd 0.1, adam 0.003")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd (momentum 0.9) or adam.", show_default="sgd")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of the initial weights and the batches, the same in every arm.", show_default="0"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder for the run.", show_default="runs/<data>-<model>-<time>")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a network with batch norm learned, fixed, one pair a batch, and without; record it; write its page."""
+    options = {"data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+    options |= {"optimizer": optimizer, "arms": tuple(arms.replace(" ", "").split(",")) if arms is not None else None}
+    with one_line_errors():
+        from .lab.command import train as run_training
+
+        given = {name: value for name, value in options.items() if value is not None}
+        status = run_training(given, out, resume, as_json)
+    raise typer.Exit(status)
+
+
+@app.command("list")
+def list_(
+    root: Annotated[Path, typer.Argument(help="Folder that holds runs.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List the runs in a folder, newest first."""
+    from .record import list_runs
+    from .reporting import terminal
+    from .reporting.facts import brief
+
+    with one_line_errors():
+        if not root.is_dir():
+            raise FileNotFoundError(f"no folder {root}; give the one that holds runs: batchnorm list ROOT")
+        runs = list_runs(root)
+        if as_json:
+            print_json([brief(run) for run in runs])
+        else:
+            terminal.list_(runs, root)
+
+
+@app.command()
+def show(run: RunPath, as_json: AsJson = False) -> None:
+    """Show in the terminal what a run recorded: its layers, gamma and beta, and what was not finite."""
+    from .record import open_run
+    from .reporting import terminal
+    from .reporting.facts import facts
+
+    with one_line_errors():
+        opened = open_run(run)
+        if as_json:
+            print_json(facts(opened))
+        else:
+            terminal.show(opened)
+
+
+@app.command()
+def report(
+    run: RunPath,
+    out: Annotated[Path | None, typer.Option(help="The page to write.", show_default="RUN/report.html")] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the main chart as a PNG.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the page of a run: one HTML file that opens offline."""
+    from .record import open_run
+    from .reporting.page import report as write_page
+
+    with one_line_errors():
+        opened = open_run(run)
+        written = {"report": str(write_page(opened, out))}
+        if png is not None:
+            from .reporting.picture import write_png
+
+            written["png"] = str(write_png(opened, png))
+    if as_json:
+        print_json(written)
+    else:
+        print("\n".join(written.values()))

@@ -1,0 +1,24 @@
+"""The charts, in Altair: each made once, for the page, a PNG and a notebook."""
+
+from .arms import arms_curves, arms_final
+from .layers import bands, gradients, running_mean, running_variance
+from .panels import learned, main, measured, parameters
+from .theme import DARK, FONT, LIGHT, Palette, config
+
+__all__ = [
+    "DARK",
+    "FONT",
+    "LIGHT",
+    "Palette",
+    "arms_curves",
+    "arms_final",
+    "bands",
+    "config",
+    "gradients",
+    "learned",
+    "main",
+    "measured",
+    "parameters",
+    "running_mean",
+    "running_variance",
+]

@@ -1,0 +1,141 @@
+"""The main chart: what a batch brings in (measured) beside what goes out (learned), step for step.
+
+Data sets, one row a recorded step or a probe batch of one channel:
+    trace   step, batch_mean, batch_var, running_mean, running_var, gamma, beta, gamma_grad, beta_grad, broken
+    probes  step, batch (1, 2, ...), batch_mean, batch_var, gamma, beta
+A value that was not finite is null and leaves a gap; `broken` names those ("measured learned gradient"), and a cross
+at the foot of the panel shows them.
+Parameters that the reader moves: `step`, `batch` (0: the training batch; k: the k-th probe batch), `probe` (the
+step whose probe batches are shown).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+HEADLINE = "Each batch is measured. The response is learned."
+MEASURED = ("What came in: this batch’s mean ± std.", "Measured anew on every batch.")
+LEARNED = ("What goes out: β ± |γ|.", "Learned: each step starts from the last value and moves by its gradient.")
+
+STRIP = 140  # px: the strip of probe batches beside each panel
+
+
+def parameters(step: int, probe: int) -> tuple[alt.Parameter, ...]:
+    """Return what the reader moves, with their first values."""
+    return (
+        alt.param(name="step", value=step),
+        alt.param(name="batch", value=0),
+        alt.param(name="probe", value=probe),
+    )
+
+
+def cursor() -> alt.Chart:
+    """Return the upright line at the chosen step."""
+    at = alt.Chart(alt.Data(values=[{}])).mark_rule(style="cursor")
+    return at.encode(x=alt.XDatum(alt.expr("step"), type="quantitative"))
+
+
+def level(*values: float) -> alt.Chart:
+    """Return dotted lines across the panel: where γ or β began, or where nothing is."""
+    rows = alt.Data(values=[{"value": value} for value in values])
+    return alt.Chart(rows).mark_rule(style="level").encode(y="value:Q")
+
+
+def x_step(title: str | None = "training step") -> alt.X:
+    """Return the axis of training steps, the same in every chart."""
+    return alt.X("step:Q", title=title, axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False, zero=False))
+
+
+def broken(trace: alt.Data, role: str) -> alt.Chart:
+    """Return a cross at the foot of the panel for every step where the role had a value that was not finite."""
+    chart = alt.Chart(trace).transform_filter(f"indexof(datum.broken, '{role}') >= 0")
+    return chart.mark_point(style="broken").encode(x=x_step(), y=alt.value("height"), tooltip=["step:Q", "broken:N"])
+
+
+def _reach(data: alt.Data, centre: str, spread: str) -> alt.Chart:
+    """Return the data with lo, hi = centre -+ spread, null where either is: null counts as 0 in Vega's arithmetic."""
+    valid = f"isValid(datum.{centre}) && isValid({spread})"
+    return alt.Chart(data).transform_calculate(
+        lo=f"{valid} ? datum.{centre} - {spread} : null", hi=f"{valid} ? datum.{centre} + {spread} : null"
+    )
+
+
+# role: centre, spread (a Vega expression), title of the y-axis
+_STD = "(isValid(datum.batch_var) ? sqrt(datum.batch_var) : null)"
+_SCALE = "(isValid(datum.gamma) ? abs(datum.gamma) : null)"
+_ROLES = {
+    "measured": ("batch_mean", _STD, "value of the channel, coming in"),
+    "learned": ("beta", _SCALE, "value of the channel, going out"),
+}
+
+
+def _panel(role: str, trace: alt.Data, probes: alt.Data | None, width: int, height: int) -> alt.LayerChart:
+    """Return the ribbon centre ± spread over the steps, with the chosen step standing out."""
+    centre, spread, title = _ROLES[role]
+    base = _reach(trace, centre, spread).encode(x=x_step())
+    y = alt.Y("lo:Q", title=title, scale=alt.Scale(zero=False))
+    tooltip = [alt.Tooltip("step:Q"), *(alt.Tooltip(f"{f}:Q", format=".4g") for f in (centre, "lo", "hi"))]
+    # Batches stand apart: dots on a jagged ribbon. What is learned is carried over from step to step: a line.
+    measured = role == "measured"
+    ribbon = base.mark_area(style=f"{role}-ribbon", interpolate="step" if measured else "linear").encode(y, y2="hi:Q")
+    middle = base.mark_circle(style=f"{role}-dot") if measured else base.mark_line(style=f"{role}-line")
+    chosen = [base.transform_filter("datum.step === step && batch === 0")]
+    if probes is not None:
+        other = _reach(probes, centre, spread).transform_filter("datum.step === probe && datum.batch === batch")
+        chosen.append(other.encode(x=alt.XDatum(alt.expr("step"), type="quantitative")))
+    layers: list[Any] = [ribbon, middle.encode(y=f"{centre}:Q", tooltip=tooltip)]
+    if not measured:
+        layers.append(level(-1, 0, 1))
+    if measured:
+        layers.append(base.mark_line(style="tracked").encode(y="running_mean:Q"))
+    layers += [broken(trace, role), cursor()]
+    for now in chosen:
+        layers.append(now.mark_rule(style=f"{role}-reach").encode(y="lo:Q", y2="hi:Q"))
+        layers.append(now.mark_point(style=f"{role}-now").encode(y=f"{centre}:Q"))
+    return alt.layer(*layers).properties(width=width, height=height)
+
+
+def _strip(role: str, probes: alt.Data, height: int) -> alt.LayerChart:
+    """Return the probe batches of the chosen step: the same weights, other batches."""
+    centre, spread, _ = _ROLES[role]
+    chosen = "datum.batch === batch"
+    base = _reach(probes, centre, spread).transform_filter("datum.step === probe")
+    base = base.encode(
+        x=alt.X("batch:O", title=["other batches,", "same weights"], axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+        opacity=alt.condition(f"batch === 0 || {chosen}", alt.value(1), alt.value(0.35)),
+    )
+    y = alt.Y("lo:Q", title=None, axis=alt.Axis(labels=False))
+    tooltip = [alt.Tooltip("batch:O"), *(alt.Tooltip(f"{f}:Q", format=".4g") for f in (centre, "lo", "hi"))]
+    dot = base.mark_point(style=f"{role}-now").encode(
+        y=f"{centre}:Q", tooltip=tooltip, size=alt.condition(chosen, alt.value(110), alt.value(45))
+    )
+    return alt.layer(base.mark_rule(style=f"{role}-reach").encode(y=y, y2="hi:Q"), dot).properties(
+        width=STRIP, height=height
+    )
+
+
+def _with_strip(role: str, trace: alt.Data, probes: alt.Data | None, width: int, height: int) -> Any:
+    if probes is None:
+        return _panel(role, trace, None, width, height)
+    parts = _panel(role, trace, probes, width - STRIP, height), _strip(role, probes, height)
+    return alt.hconcat(*parts, spacing=8).resolve_scale(y="shared")
+
+
+def measured(trace: alt.Data, probes: alt.Data | None = None, *, width: int = 560, height: int = 250) -> Any:
+    """Return the measured panel: this batch's mean ± std, dot by dot, and the running mean in dashes."""
+    return _with_strip("measured", trace, probes, width, height)
+
+
+def learned(trace: alt.Data, probes: alt.Data | None = None, *, width: int = 560, height: int = 250) -> Any:
+    """Return the learned panel: β ± |γ|, which starts at 0 ± 1 and moves by its gradient."""
+    return _with_strip("learned", trace, probes, width, height)
+
+
+def main(trace: alt.Data, probes: alt.Data | None, *, subtitle: str, step: int, probe: int) -> Any:
+    """Return both panels side by side under the headline: the picture for a PNG or a notebook."""
+    left = measured(trace, probes).properties(title=alt.Title(MEASURED[0], subtitle=MEASURED[1]))
+    right = learned(trace, probes).properties(title=alt.Title(LEARNED[0], subtitle=LEARNED[1]))
+    title = alt.Title(HEADLINE, subtitle=subtitle, fontSize=22)
+    return alt.hconcat(left, right, spacing=40).properties(title=title).add_params(*parameters(step, probe))

@@ -1,0 +1,111 @@
+"""Colours and line styles: blue is measured, vermilion is learned, grey dashes are tracked, green is a gradient.
+
+Charts name a style ("measured-dot"), never a colour; `config` turns a palette into Vega-Lite's configuration, so one
+chart serves light, dark, paper and screen. The colours are Okabe and Ito's, which readers with any colour vision can
+tell apart; dots, dashes and solid lines say the same again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Palette:
+    """The colours of one appearance of the page."""
+
+    measured: str
+    learned: str
+    gradient: str
+    tracked: str
+    other: str
+    text: str
+    muted: str
+    line: str
+    surface: str
+    background: str
+
+
+LIGHT = Palette(
+    measured="#0072B2",
+    learned="#D55E00",
+    gradient="#009E73",
+    tracked="#5A6068",
+    other="#CC79A7",
+    text="#1B1F24",
+    muted="#59616B",
+    line="#DDE1E6",
+    surface="#FFFFFF",
+    background="#F6F7F9",
+)
+DARK = Palette(
+    measured="#56B4E9",
+    learned="#E69F00",
+    gradient="#2FBF93",
+    tracked="#AEB6C0",
+    other="#CC79A7",
+    text="#E8EBEF",
+    muted="#A3ACB7",
+    line="#323840",
+    surface="#171B20",
+    background="#0F1216",
+)
+
+FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif"
+
+
+def config(palette: Palette) -> dict[str, Any]:
+    """Return Vega-Lite's `config` for a palette: the styles that every chart here names."""
+    style: dict[str, Any] = {
+        "cursor": {"color": palette.muted, "strokeWidth": 1},
+        "level": {"color": palette.muted, "strokeWidth": 1, "strokeDash": [2, 3]},
+        "tracked": {"color": palette.tracked, "strokeWidth": 1.5, "strokeDash": [5, 3]},
+        "pairs": {"color": palette.text, "opacity": 0.8},
+        "inside": {"color": palette.surface, "align": "left", "fontWeight": "bold", "fontSize": 13},
+        "broken": {"color": palette.text, "strokeWidth": 1.5, "shape": "cross", "size": 40},
+    }
+    for role in ("measured", "learned", "gradient"):
+        colour = getattr(palette, role)
+        style |= {
+            f"{role}-ribbon": {"color": colour, "opacity": 0.2},
+            f"{role}-band": {"color": colour, "opacity": 0.35},
+            f"{role}-line": {"color": colour, "strokeWidth": 2},
+            f"{role}-dot": {"color": colour, "size": 9, "opacity": 0.9},
+            f"{role}-reach": {"color": colour, "strokeWidth": 3},
+            f"{role}-now": {"color": colour, "filled": True, "opacity": 1, "size": 90},
+        }
+    style["gradient-line"] |= {"strokeWidth": 1.2}
+    text = {"labelColor": palette.muted, "titleColor": palette.muted}
+    return {
+        "background": None,
+        "font": FONT,
+        "style": style,
+        "view": {"stroke": None},
+        "axis": {
+            **text,
+            "grid": True,
+            "gridColor": palette.line,
+            "domain": False,
+            "ticks": False,
+            "labelPadding": 6,
+            "labelFontSize": 11,
+            "titleFontSize": 11,
+            "titleFontWeight": "normal",
+            "tickCount": 5,
+        },
+        "axisY": {"minExtent": 40},  # the panels' left edges agree
+        "axisX": {"grid": False, "domain": True, "domainColor": palette.line},
+        "header": {**text, "labelColor": palette.text, "labelFontSize": 11, "labelLimit": 190},
+        "legend": {**text, "orient": "top", "title": None, "labelFontSize": 12, "symbolStrokeWidth": 2.5},
+        "text": {"fill": palette.text, "fontSize": 12},
+        "title": {
+            "color": palette.text,
+            "subtitleColor": palette.muted,
+            "anchor": "start",
+            "fontSize": 15,
+            "subtitleFontSize": 12,
+            "offset": 12,
+        },
+        "range": {"category": [palette.learned, palette.tracked, palette.other, palette.text]},
+    }

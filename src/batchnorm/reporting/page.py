@@ -1,0 +1,216 @@
+"""The page: one self-contained report.html, opened from disk, that asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..record.run import Run, open_run
+from ..record.schema import write_atomically
+from .facts import alert_lines, damage_lines, health, plain
+from .select import BANDS, Selection, nearest, select
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+VEGA_LITE = "6.4"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def report(run_or_path: Run | str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the page of a run and return where it is.
+
+    Args:
+        run_or_path: a run from `open_run`, or the folder of one.
+        out: the file to write; RUN/report.html if not given. It appears whole or not at all.
+    Returns:
+        The path of the page: one HTML file that opens offline.
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no run.
+        ValueError: the run cannot be read.
+        ModuleNotFoundError: Altair or vl-convert is not installed (`pip install "batchnorm[report]"`).
+    """
+    require_charts()
+    if isinstance(run_or_path, (str, os.PathLike)):
+        run_or_path = open_run(run_or_path)
+    path = Path(out) if out is not None else run_or_path.path / "report.html"
+    content = render(run_or_path).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+    return path
+
+
+def require_charts() -> None:
+    """Raise with the cure where what draws the charts is not installed."""
+    for module, name in (("altair", "Altair"), ("vl_convert", "vl-convert")):
+        if find_spec(module) is None:
+            message = f'the page is drawn with {name}, which is not installed: pip install "batchnorm[report]"'
+            raise ModuleNotFoundError(message, name=module)
+
+
+@cache
+def vega_bundle() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed with Vega's expression interpreter as one script (0.9 MB)."""
+    import vl_convert
+
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
+    return script.replace("</script", "<\\/script")
+
+
+def render(run: Run) -> str:
+    """Return the page of a run as HTML."""
+    with ThreadPoolExecutor(1) as pool:
+        bundle = pool.submit(vega_bundle)  # takes seconds, without Python's lock: the rest is made meanwhile
+        from . import charts
+
+        selection = select(run)
+        specs = chart_specs(run, selection)
+        environment = _environment()
+        style = environment.get_template("page.css").render(
+            palettes={"light": charts.LIGHT, "dark": charts.DARK}, font=charts.FONT
+        )
+        scripts = [bundle.result(), (TEMPLATES / "page.js").read_text(encoding="utf-8")]
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {' '.join(map(_hash, scripts))}",
+            f"style-src {_hash(style)}",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    return environment.get_template("report.html").render(
+        run=run,
+        main=selection.run,
+        policy=policy,
+        style=style,
+        scripts=scripts,
+        data=payload(run, selection) | {"specs": specs},
+        health=health(run),
+        alerts=alert_lines(run),
+        words=_words(run),
+        notes=selection.notes,
+        damage=damage_lines(run),
+        specs=specs,
+        selection=selection,
+    )
+
+
+def chart_specs(run: Run, selection: Selection) -> dict[str, dict[str, Any]]:
+    """Return the Vega-Lite specification of every chart of the page, without data: the page fills in the rows."""
+    import altair as alt
+
+    from . import charts
+
+    trace, probes = alt.NamedData("trace"), alt.NamedData("probes") if len(selection.probe_steps) else None
+    made: dict[str, Any] = {}
+    if len(selection.steps):
+        step, probe = first_look(selection)
+        parameters = charts.parameters(step, probe)
+        made["measured"] = charts.measured(trace, probes).add_params(*parameters)
+        made["learned"] = charts.learned(trace, probes).add_params(*parameters)
+        made["running_mean"] = charts.running_mean(trace).add_params(parameters[0])
+        made["running_variance"] = charts.running_variance(trace).add_params(parameters[0])
+        if any(view.bands for view in selection.layers):
+            for quantity in ("gamma", "beta"):
+                made[f"{quantity}_grad"] = charts.gradients(trace, f"{quantity}_grad").add_params(parameters[0])
+                made[f"{quantity}_bands"] = charts.bands(alt.NamedData(f"{quantity}_bands"), quantity).add_params(
+                    parameters[0]
+                )
+    if run.results.get("arms"):
+        made["arms_curves"] = charts.arms_curves(alt.NamedData("curves"))
+        made["arms_final"] = charts.arms_final(alt.NamedData("final"), alt.NamedData("pairs"))
+    return {name: chart.to_dict(validate=False) for name, chart in made.items()}
+
+
+def first_look(selection: Selection) -> tuple[int, int]:
+    """Return the step to open the page at, three quarters of the way, and the probed step nearest to it."""
+    step = int(selection.steps[(len(selection.steps) - 1) * 3 // 4])
+    probed = selection.probe_steps
+    return step, int(probed[nearest(probed, step)]) if len(probed) else step
+
+
+def payload(run: Run, selection: Selection) -> dict[str, Any]:
+    """Return the page's data: columns of float32 in base64, which keep NaN and take half the room of decimals."""
+    from . import charts
+
+    step, probe = first_look(selection) if len(selection.steps) else (0, 0)
+    layers = [
+        {
+            "name": view.info.name,
+            "kind": view.info.kind,
+            "size": view.info.channels,
+            "eps": view.info.eps,
+            "momentum": view.info.momentum,
+            "affine": view.info.affine,
+            "tracks": view.info.tracks,
+            "channels": view.channels.tolist(),
+            "moved": bool(view.moved[0] > 0),
+            "counts": view.counts.tolist(),
+            "broken": {quantity: at for quantity, at in view.broken.items() if at},
+            "columns": {quantity: pack(values) for quantity, values in view.columns.items()},
+            "probes": {quantity: pack(values) for quantity, values in view.probes.items()},
+            "batches": view.probes["batch_mean"].shape[1],
+            "bands": {quantity: pack(values) for quantity, values in view.bands.items()},
+        }
+        for view in selection.layers
+    ]
+    return {
+        "steps": selection.steps.tolist(),
+        "probe_steps": selection.probe_steps.tolist(),
+        "band_steps": selection.band_steps.tolist(),
+        "bands": BANDS,
+        "first": {"layer": selection.first[0], "place": selection.first[1], "step": step, "probe": probe},
+        "layers": layers,
+        "arms": arms_rows(run),
+        "config": {"light": charts.config(charts.LIGHT), "dark": charts.config(charts.DARK)},
+    }
+
+
+def arms_rows(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the charts that compare arms: curves, final, pairs."""
+    curves: list[dict[str, Any]] = []
+    final: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    results = run.results.get("arms", {})
+    for order, arm in enumerate(name for name in run.arms if name in results):
+        result = results[arm]
+        about = {"arm": arm, "order": order}
+        final.append(about | {"test_accuracy": result.get("test_accuracy")})
+        curve = result.get("curve", {})
+        points = zip(curve.get("step", []), curve.get("test_accuracy", []), strict=False)
+        curves += [about | {"step": step, "test_accuracy": accuracy} for step, accuracy in points]
+        singles = result.get("single_pair_accuracy", {}).get("all", [])
+        pairs += [about | {"test_accuracy": accuracy} for accuracy in singles]
+    return plain({"curves": curves, "final": final, "pairs": pairs})
+
+
+def pack(values: NDArray[np.float32]) -> str:
+    """Return float32 numbers, little-endian and row by row, in base64."""
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+
+
+def _words(run: Run) -> list[str]:
+    from .words import summarize
+
+    return summarize(run)
+
+
+def _hash(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # Names of layers and all else in a run come from outside: autoescape makes them text.
+    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
