@@ -1,0 +1,82 @@
+"""What `batchnorm train` does around an experiment: what it says, the page at the end, and how Ctrl-C ends it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..record import Run
+from ..reporting.words import summarize
+from .errors import LabError
+from .experiment import Experiment
+from .progress import Progress
+from .settings import Settings
+from .sources import canonical
+
+INTERRUPTED = 130  # what a shell reports of a command ended by Ctrl-C
+
+
+def train(given: dict[str, Any], out: Path | None = None, resume: Path | None = None, as_json: bool = False) -> int:
+    """Run or resume an experiment, write its page, print what happened; returns the exit status.
+
+    Args:
+        given: the settings that were given, by name; the others have their defaults, or the resumed run's values.
+        out: the folder of a new run; None for a name made of data, model and time.
+        resume: the folder of the run to go on with.
+        as_json: print one JSON object at the end, and nothing else on stdout.
+    Raises:
+        LabError: a setting or a file that the experiment cannot work with.
+    """
+    if resume and out and resume.resolve() != out.resolve():
+        raise LabError(f"--out {out} contradicts --resume {resume}, which goes on in its own folder; leave --out out")
+    if resume:
+        if "data" in given:
+            given = {**given, "data": canonical(given["data"])}
+        experiment = Experiment.resume(resume, given)
+    else:
+        experiment = Experiment.begin(Settings(**given), out)
+    _say(_plan(experiment))
+    try:
+        with Progress(experiment.settings.arms) as progress:
+            run = experiment.run(progress)
+        page = _write_page(run)
+    except KeyboardInterrupt:
+        path = shlex.quote(str(experiment.path))
+        _say(f"interrupted: what was recorded is in {path}; to go on: batchnorm train --resume {path}")
+        return INTERRUPTED
+    if as_json:
+        found = {"run": str(run.path), "report": str(page) if page else None, "arms": run.results["arms"]}
+        print(json.dumps(found, allow_nan=False))
+    else:
+        print("\n".join([*summarize(run), str(page or run.path)]))
+    return 0
+
+
+def _plan(experiment: Experiment) -> str:
+    """What is going to be trained, in one line; says how the samples that do not fill a batch are dealt with."""
+    settings, data = experiment.settings, experiment.data
+    sizes = [len(batch) for batch in experiment.first_batches()]
+    odd = f", the last of {sizes[-1]}" if sizes[-1] != sizes[0] else ""
+    return (
+        f"{experiment.path}: {settings.model} on {settings.data}, {len(data.y_train)} samples to train on in "
+        f"{len(sizes)} batches of {sizes[0]}{odd}, {len(data.y_test)} to test, {len(data.classes)} classes"
+    )
+
+
+def _write_page(run: Run) -> Path | None:
+    """Write report.html into the run; without what it is drawn with, say so and go on."""
+    try:
+        from ..reporting import report
+
+        return Path(report(run))
+    except ModuleNotFoundError as error:
+        path = shlex.quote(str(run.path))
+        _say(f"no page: {error}; pip install 'batchnorm[report]', then batchnorm report {path}")
+        return None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

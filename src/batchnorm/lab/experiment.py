@@ -1,0 +1,157 @@
+"""The experiment: the arms one after another, from the same weights and with the same batches; run, killed, resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..record import Run, open_run
+from ..record.schema import FORMAT, RUN, write_atomically
+from .batches import Batches
+from .data import Data, load
+from .errors import LabError
+from .models import CNN_CHANNELS
+from .settings import Settings
+from .training import CHECKPOINT_SECONDS, Tick, Training
+
+RESULTS = "results.json"
+# Below so many numbers in a batch's largest activation, threads cost more than they save: on a busy machine two of them
+# made a step of the default network 50 times slower than one.
+_FEW_ACTIVATIONS = 1 << 18
+
+
+class Experiment:
+    """A folder in which the arms of one experiment are trained, each a run in the subfolder of its name.
+
+    Args:
+        path: the folder: a new or empty one for `begin`, an experiment's for `resume`.
+        settings: what is asked for.
+        data: what `settings.data` names.
+    """
+
+    def __init__(
+        self, path: Path, settings: Settings, data: Data, created: str, threads: int, results: dict[str, Any]
+    ) -> None:
+        self.path, self.settings, self.data = path, settings, data
+        self._created, self._threads, self._results = created, threads, results
+
+    @classmethod
+    def begin(cls, settings: Settings, path: str | Path | None = None) -> Experiment:
+        """A new experiment, its folder made and described.
+
+        Args:
+            settings: what is asked for.
+            path: a folder that is new or empty; None for runs/<data>-<model>-<time>.
+        Raises:
+            LabError: the folder is in use, or the data cannot be read.
+        """
+        data = load(settings.data)
+        now = datetime.now(timezone.utc)
+        if path is None:
+            name = Path(settings.data).name.split(".")[0]
+            path = Path("runs") / f"{name}-{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
+        path = Path(path)
+        if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
+            raise LabError(f"--out {path}: expected a new or empty folder; to go on with a run use --resume {path}")
+        path.mkdir(parents=True, exist_ok=True)
+        experiment = cls(path, settings, data, now.isoformat(timespec="seconds"), _threads(settings, data), {})
+        experiment._describe("running")
+        return experiment
+
+    @classmethod
+    def resume(cls, path: str | Path, given: dict[str, Any] | None = None) -> Experiment:
+        """The experiment in a folder, to go on with where its last checkpoint left it.
+
+        Args:
+            path: its folder.
+            given: settings that the caller takes it to have, by name.
+        Raises:
+            LabError: no experiment there, a setting that differs from the run's, or data that has changed.
+        """
+        try:
+            run = open_run(path)
+        except (FileNotFoundError, ValueError) as error:
+            raise LabError(f"--resume {path}: {error}") from None
+        settings = Settings.from_meta(run.meta)
+        for name, value in (given or {}).items():
+            there = getattr(settings, name)
+            if value != there:
+                option, joined = f"--{name.replace('_', '-')}", (",".join(there) if name == "arms" else there)
+                raise LabError(f"{option} contradicts {path}, which has {joined}; leave it out, or begin a new run")
+        data = load(settings.data)
+        if run.meta.get("data_sha256") != data.sha256:
+            raise LabError(f"{settings.data}: not the data that {path} was begun with; begin a new run")
+        if run.meta.get("torch") != torch.__version__:
+            began = run.meta.get("torch")
+            warnings.warn(f"begun with torch {began}, resumed with {torch.__version__}: bits may differ", stacklevel=2)
+        return cls(run.path, settings, data, run.created, int(run.meta["threads"]), run.results.get("arms", {}))
+
+    def run(
+        self,
+        on_step: Callable[[Tick], None] = lambda tick: None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> Run:
+        """Train every arm that has no results yet, and return the finished run.
+
+        Args:
+            on_step: called after every step.
+            checkpoint_seconds: least time between two checkpoints.
+        Raises:
+            KeyboardInterrupt: as it came, the run left readable and resumable.
+        """
+        status, threads = "failed", torch.get_num_threads()
+        self._describe("running")
+        torch.set_num_threads(self._threads)
+        try:
+            for arm in self.settings.arms:
+                if arm not in self._results:
+                    training = Training(arm, self.data, self.settings, self.path / arm, checkpoint_seconds)
+                    self._results[arm] = training.run(on_step)
+                    self._write(RESULTS, {"arms": self._results})
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            torch.set_num_threads(threads)
+            self._describe(status)
+        return open_run(self.path)
+
+    def first_batches(self) -> list[Tensor]:
+        """The batches that the first epoch of every arm is cut into: numbers of samples."""
+        return Batches(len(self.data.y_train), self.settings.batch_size, self.settings.seed, fixed=True).first
+
+    def _describe(self, status: str) -> None:
+        """Write run.json."""
+        data, settings = self.data, self.settings
+        meta = {
+            **settings.to_meta(),
+            "data_sha256": data.sha256,
+            "train_samples": len(data.y_train),
+            "test_samples": len(data.y_test),
+            "sample_shape": list(data.shape),
+            "classes": data.classes,
+            "torch": torch.__version__,
+            "threads": self._threads,
+        }
+        facts = {"format": FORMAT, "batchnorm": __version__, "created": self._created, "status": status}
+        self._write(RUN, {**facts, "layers": [], "arms": list(settings.arms), "meta": meta})
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        write_atomically(self.path / name, json.dumps(value, indent=1, allow_nan=False).encode())
+
+
+def _threads(settings: Settings, data: Data) -> int:
+    """How many threads to compute with: kept in the run, because the last bit of a sum can depend on it."""
+    width = CNN_CHANNELS[0] if settings.model == "cnn" else 1
+    few = settings.batch_size * math.prod(data.shape) * width < _FEW_ACTIVATIONS
+    return 1 if few else torch.get_num_threads()

@@ -1,0 +1,225 @@
+"""The training of one arm: the loop, what a checkpoint holds, and the figures at the end."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..record import Recorder, watch
+from ..record.schema import RUN, write_atomically
+from .arms import PairPerBatch, fix_affine
+from .batches import Batches
+from .data import Data
+from .errors import LabError
+from .evaluation import evaluate, evaluate_single_pairs, finite_or_none, weights_sha256
+from .models import build
+from .settings import SGD_MOMENTUM, Settings
+
+CHECKPOINT = "checkpoint.pt"
+# By the clock, so that the cost is bounded whatever the model and a kill loses seconds, not an epoch.
+CHECKPOINT_SECONDS = 2.0
+# Batches whose statistics are compared at the same weights.
+PROBE_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Where a training stands, for whoever shows progress. `accuracy` is the last test accuracy, None before it."""
+
+    arm: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float | None
+
+
+class Training:
+    """One arm's model, optimizer and batches, from the first step to the results.
+
+    All randomness is in the seed: the initial weights and the batches. So two trainings with the same settings take the
+    same steps, and one that goes on from a checkpoint ends on the same bits as one that was never stopped.
+
+    Args:
+        arm: one of `ARMS`.
+        data: what to train on.
+        settings: of the experiment.
+        folder: where the arm's run and checkpoint are written.
+        checkpoint_seconds: least time between two checkpoints.
+    """
+
+    def __init__(
+        self,
+        arm: str,
+        data: Data,
+        settings: Settings,
+        folder: Path,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:
+        self.arm, self.data, self.settings, self.folder = arm, data, settings, folder
+        self.checkpoint_seconds = checkpoint_seconds
+        self.model = build(settings.model, data.shape, len(data.classes), norm=arm != "none", seed=settings.seed)
+        self.batches = Batches(len(data.y_train), settings.batch_size, settings.seed, fixed=arm == "per-batch")
+        self.pairs = PairPerBatch(self.model, len(self.batches)) if arm == "per-batch" else None
+        if arm == "fixed":
+            fix_affine(self.model)
+        self.optimizer = self._optimizer()
+        self.step = 0
+        self.epoch_losses: list[float] = []
+        self.curve: dict[str, list[Any]] = {"step": [], "test_accuracy": [], "loss": []}
+        self.seconds = 0.0
+        self._epoch_generator = self.batches.generator.get_state()
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return self.settings.epochs * len(self.batches)
+
+    def run(self, on_step: Callable[[Tick], None] = lambda tick: None) -> dict[str, Any]:
+        """Train to the end, from the checkpoint if there is one, recording into the folder; returns the results."""
+        resume_step = self._restore()
+        self._clock = self._saved = time.monotonic()
+        layers = [] if self.arm == "none" else None
+        meta = {"arm": self.arm, **self.settings.to_meta()}
+        with watch(
+            self.model, self.folder, optimizer=self.optimizer, layers=layers, meta=meta, resume_step=resume_step
+        ) as recorder:
+            self._train(recorder, on_step)
+        return self._results()
+
+    def _train(self, recorder: Recorder, on_step: Callable[[Tick], None]) -> None:
+        order: list[tuple[int, Tensor]] = []
+        if self.step == 0:
+            self._between_epochs(recorder)
+        if self.step % len(self.batches):  # resumed within an epoch: its batches are drawn again
+            order = self.batches.draw_epoch()
+        while self.step < self.steps:
+            epoch, index = divmod(self.step, len(self.batches))
+            if index == 0:
+                self._epoch_generator = self.batches.generator.get_state()
+                order, self.epoch_losses = self.batches.draw_epoch(), []
+            loss = self._train_step(recorder, epoch + 1, *order[index])
+            self.step += 1
+            self.epoch_losses.append(loss)
+            if index == len(self.batches) - 1:
+                self._between_epochs(recorder)
+            accuracy = self.curve["test_accuracy"][-1] if self.curve["step"] else None
+            on_step(Tick(self.arm, epoch + 1, self.settings.epochs, self.step, self.steps, loss, accuracy))
+            if self.step == self.steps or time.monotonic() - self._saved >= self.checkpoint_seconds:
+                self._save(recorder)
+
+    def _train_step(self, recorder: Recorder, epoch: int, batch: int, samples: Tensor) -> float:
+        self.model.train()
+        if self.pairs:
+            self.pairs.select(batch)
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(self.data.x_train[samples]), self.data.y_train[samples])
+        loss.backward()
+        value = loss.item()
+        recorder.log(epoch=epoch, loss=value)
+        self.optimizer.step()
+        return value
+
+    def _between_epochs(self, recorder: Recorder) -> None:
+        """Test, and after 0, 1, 2, 4, 8, ... epochs and the last measure several batches at the same weights."""
+        epoch = self.step // len(self.batches)
+        if self.pairs:
+            self.pairs.select_average()
+        accuracy, _ = evaluate(self.model, self.data.x_test, self.data.y_test)
+        recorder.log(epoch=epoch, test_accuracy=accuracy)
+        if epoch:
+            self.curve["step"].append(self.step)
+            self.curve["test_accuracy"].append(accuracy)
+            self.curve["loss"].append(finite_or_none(statistics.fmean(self.epoch_losses)))
+        is_power_of_two = epoch & (epoch - 1) == 0  # 0 too
+        if self.arm != "none" and (is_power_of_two or epoch == self.settings.epochs):
+            recorder.probe([self.data.x_train[samples] for samples in self.batches.first[:PROBE_BATCHES]])
+
+    def _results(self) -> dict[str, Any]:
+        """The figures of a finished training, for results.json."""
+        data, results = self.data, {}
+        if self.pairs:
+            pair_accuracy = evaluate_single_pairs(self.model, self.pairs, data.x_test, data.y_test)
+            results = {"single_pair_accuracy": pair_accuracy, "pair_spread": self.pairs.spread()}
+        test_accuracy, test_loss = evaluate(self.model, data.x_test, data.y_test)
+        train_accuracy, train_loss = evaluate(self.model, data.x_train, data.y_train)
+        return {
+            "test_accuracy": test_accuracy,
+            "train_accuracy": train_accuracy,
+            "test_loss": finite_or_none(test_loss),
+            "train_loss": finite_or_none(train_loss),
+            "weights_sha256": weights_sha256(self._tensors().items()),
+            "steps": self.step,
+            "seconds": round(self.seconds, 3),
+            "curve": self.curve,
+            **results,
+        }
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        modules = [self.model, self.pairs] if self.pairs else [self.model]
+        parameters = [p for p in chain.from_iterable(m.parameters() for m in modules) if p.requires_grad]
+        lr = cast(float, self.settings.lr)  # the default is filled in
+        if self.settings.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr)
+        return torch.optim.SGD(parameters, lr, momentum=SGD_MOMENTUM)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that was trained or tracked; the model's own gamma and beta are the average pair's, if any."""
+        if self.pairs:
+            self.pairs.select_average()
+        pairs = self.pairs.state_dict(prefix="pairs.") if self.pairs else {}
+        return {**self.model.state_dict(prefix="model."), **pairs}
+
+    def _save(self, recorder: Recorder) -> None:
+        """Write the checkpoint, whole or not at all, after everything recorded so far."""
+        now = time.monotonic()
+        self.seconds += now - self._clock
+        between_epochs = self.step % len(self.batches) == 0
+        state = {
+            "tensors": self._tensors(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "epoch": self.step // len(self.batches),
+            "generator": self.batches.generator.get_state() if between_epochs else self._epoch_generator,
+            "epoch_losses": self.epoch_losses,
+            "curve": self.curve,
+            "seconds": self.seconds,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        recorder.flush()
+        write_atomically(self.folder / CHECKPOINT, buffer.getvalue())
+        self._clock = self._saved = time.monotonic()
+
+    def _restore(self) -> int | None:
+        """Take up the last checkpoint, if there is one; returns the step to go on recording from, None to begin."""
+        path = self.folder / CHECKPOINT
+        if not path.is_file():
+            return 0 if (self.folder / RUN).is_file() else None
+        try:
+            state = torch.load(path, weights_only=True)
+            for prefix, module in (("model.", self.model), ("pairs.", self.pairs)):
+                if module:
+                    tensors = state["tensors"].items()
+                    module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors if k.startswith(prefix)})
+            self.optimizer.load_state_dict(state["optimizer"])
+            self._epoch_generator = state["generator"]
+            self.batches.generator.set_state(self._epoch_generator)
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.epoch_losses, self.curve = state["epoch_losses"], state["curve"]
+        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise LabError(f"{path}: damaged ({reason}); delete it to train this arm from its start") from None
+        return self.step
