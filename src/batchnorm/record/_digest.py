@@ -121,15 +121,16 @@ class Digest:
         self._previous: tuple[np.ndarray, np.ndarray | None] | None = None
 
     def __call__(self, snapshots: Sequence[Snapshot]) -> Records:
-        kept, flats, batches, counts = [], [], [], []
+        kept, flats, batches, counts, known = [], [], [], [], []
         for snapshot in snapshots:
             flat = snapshot.fetch()
             if snapshot.recorded:
-                batch, count = self._batch(snapshot, flat)
+                batch, count, told = self._batch(snapshot, flat)
                 kept.append(snapshot)
                 flats.append(flat)
                 batches.append(batch)
                 counts.append(count)
+                known.append(told)
             self._previous = flat.parameters, flat.tracked
         if not kept:
             return Records([], [], [])
@@ -141,7 +142,7 @@ class Digest:
         }
         bits = np.array([snapshot.present for snapshot in kept], np.int64).reshape(len(kept), -1)
         present = (bits[..., None] >> np.arange(len(QUANTITIES)) & 1).astype(bool)
-        present[..., _BATCH] = (np.array(counts) != 0)[..., None]
+        present[..., _BATCH] = np.array(known)[..., None]
         return self._records(kept, sections, present, np.array(counts))
 
     def _records(
@@ -194,8 +195,8 @@ class Digest:
                 "count": int(nonfinite[i, q]),
             }
 
-    def _batch(self, snapshot: Snapshot, flat: Flats) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and biased variance of all that each layer saw in the step, and how many values a channel."""
+    def _batch(self, snapshot: Snapshot, flat: Flats) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean and biased variance of all that each layer saw in the step, its count, and whether they are known."""
         on_device = iter(flat.counts.tolist())
         parts = [
             [part if part.count is not None else replace(part, count=next(on_device)) for part in of_layer]
@@ -210,38 +211,39 @@ class Digest:
         ):
             at = group.members
             target[:, 1] = _variance(source[:, 1], ways[at, None], counts[at, None], self._eps[at, None])
+        known = counts != 0
         more = 0
         for i, of_layer in enumerate(parts):
             rows = self._layout.block(out, 2, i)
             if any(part.way == Way.INVERT for part in of_layer) or (not of_layer and flat.tracked is not None):
-                counts[i] = self._invert(rows, i, of_layer, snapshot, flat)
+                counts[i], known[i] = self._invert(rows, i, of_layer, snapshot, flat)
             size = rows.shape[1]
             for part in of_layer[1:]:
                 pair = flat.extras[more : more + 2 * size].reshape(2, size)
                 more += 2 * size
+                known[i] |= counts[i] == 0 and part.count != 0
                 counts[i] = merge(rows, counts[i], pair, part, self._eps[i])
-        return out, counts
+        return out, counts, known
 
-    def _invert(self, rows: np.ndarray, i: int, parts: list[Part], snapshot: Snapshot, flat: Flats) -> int:
+    def _invert(self, rows: np.ndarray, i: int, parts: list[Part], snapshot: Snapshot, flat: Flats) -> tuple[int, bool]:
         """Fill in a batch's mean and variance from running = (1 - momentum) * running + momentum * batch.
 
-        That can be undone when exactly one batch moved it. Returns the count a channel, 0 if the layer did not run.
+        That can be undone when exactly one batch moved it. Returns the count, 0 if the layer did not run, and whether
+        it could be undone.
         """
+        count = parts[0].count if parts else snapshot.traced_counts[i]
+        assert count is not None
         if self._previous is None or self._previous[1] is None or flat.tracked is None:
-            rows[:] = np.nan
-            return UNKNOWN
+            return (count if parts else 0), False
         moved = int(flat.tracked[i] - self._previous[1][i])
         if not parts:  # no hook saw it: the count of forwards is the counter's
             if moved <= 0:
-                return 0
+                return 0, False
             snapshot.forwards[i] = moved
         momentum = snapshot.momenta[i]
         share = 1.0 / float(flat.tracked[i]) if momentum is None and flat.tracked[i] else momentum
-        count = parts[0].count if parts else snapshot.traced_counts[i]
-        assert count is not None
         if moved != 1 or len(parts) > 1 or not share:
-            rows[:] = np.nan
-            return count
+            return count, False
         old = self._layout.block(self._previous[0], 4, i)[2:].astype(np.float64)
         new = self._layout.block(flat.parameters, 4, i)[2:].astype(np.float64)
         batch = (new - (1 - share) * old) / share
@@ -249,7 +251,7 @@ class Digest:
             batch[1] *= (count - 1) / count
         np.maximum(batch[1], 0, out=batch[1])
         rows[:] = batch
-        return count
+        return count, True
 
 
 def _variance(second: np.ndarray, way: np.ndarray, count: np.ndarray, eps: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._capture import Moment, measure
 from ._digest import Part, merge
+from ._hooks import Moment, measure
 from .schema import F4, LayerInfo
 
 
