@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from . import activations
 from .activations import Activation
-from .moments import Moments
+from .moments import Moments, broadcast_mask
+from .ops import steps
 from .ops.autograd import measure_and_normalize, normalize
 
 
@@ -105,23 +106,11 @@ def batch_norm_with_moments(
         assert running_var is not None
         mean, rstd = running_mean.double(), torch.rsqrt(running_var.double() + eps)
         return normalize(input, weight, bias, residual, mask, mean, rstd, activation), None
-    y, *measured = measure_and_normalize(input, weight, bias, residual, mask, eps, activation)
-    moments = Moments(*measured)
+    y, count, mean, m2 = measure_and_normalize(input, weight, bias, residual, mask, eps, activation)
     if running_mean is not None:
         assert running_var is not None
-        _track(running_mean, running_var, moments, momentum)
-    return y, moments
-
-
-@torch.no_grad()
-def _track(running_mean: Tensor, running_var: Tensor, moments: Moments, momentum: float | Tensor) -> None:
-    """Nudge the running statistics towards the measured ones; a channel without samples keeps what it has."""
-    for running, measured, enough in (
-        (running_mean, moments.mean, moments.count > 0),
-        (running_var, moments.variance(unbiased=True), moments.count > 1),
-    ):
-        tracked = running.double()
-        running.copy_(torch.where(enough, tracked + (measured - tracked) * momentum, tracked))
+        steps.track(running_mean, running_var, count, mean, m2, momentum)
+    return y, Moments(count, mean, m2)
 
 
 def _check(
@@ -168,6 +157,8 @@ def _check(
             f"residual should have the shape and dtype of the input, {tuple(x.shape)} {x.dtype}, "
             f"but got {tuple(residual.shape)} {residual.dtype}"
         )
+    if mask is not None:
+        broadcast_mask(mask, x)
     if (running_mean is None) != (running_var is None) or (not training and running_mean is None):
         name = "running_mean" if running_mean is None else "running_var"
         mode = "training (or neither running_mean nor running_var)" if training else "evaluation mode"

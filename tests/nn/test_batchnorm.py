@@ -204,6 +204,22 @@ def test_functional_call_reads_the_given_tensors():
     torch.testing.assert_close(y, layer(x) * 2 + 1)
 
 
+def test_vmap_over_an_ensemble_tracks_each_members_statistics():
+    def ensemble(cls):
+        torch.manual_seed(0)
+        members = [nn.Sequential(nn.Linear(4, 3), cls(3)) for _ in range(5)]
+        parameters, buffers = torch.func.stack_module_state(members)
+        skeleton = copy.deepcopy(members[0]).to("meta")
+        x = make((8, 4))
+        y = torch.func.vmap(lambda p, b: torch.func.functional_call(skeleton, (p, b), (x,)))(parameters, buffers)
+        return y, buffers
+
+    y, buffers = ensemble(bn.BatchNorm1d)
+    expected, expected_buffers = ensemble(nn.BatchNorm1d)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(buffers, expected_buffers, rtol=1e-5, atol=1e-6)
+
+
 def test_two_hundred_steps_in_lockstep_with_torchs_on_real_data():
     """The same losses, to the rounding that 200 steps of SGD carry along, as torch.nn's layers on digits."""
     images, labels = load_digits(return_X_y=True)

@@ -16,45 +16,59 @@ _TENSORS = 5  # leading arguments of both functions: x, weight, bias, residual, 
 
 
 def normalize(*arguments: Any) -> Tensor:
-    """`Normalize`, in the form that suits the caller: eager or being compiled."""
-    function = Normalize if torch.compiler.is_compiling() else NormalizeEagerly
+    """y = act((x - mean) * rstd * weight + bias + residual) with given statistics, as in eval.
+
+    Arguments: x, weight, bias, residual, mask, mean, rstd, activation.
+    """
+    if not _differentiates(arguments):
+        return _normalize(*arguments)
+    function = NormalizeTransformed if steps.under_transform() else Normalize
     return function.apply(*arguments)  # pyright: ignore[reportReturnType]
 
 
 def measure_and_normalize(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`MeasureAndNormalize`, in the form that suits the caller: eager or being compiled."""
-    function = MeasureAndNormalize if torch.compiler.is_compiling() else MeasureAndNormalizeEagerly
+    """The same with the statistics of x itself, as in training: returns (y, count, mean, m2).
+
+    Arguments: x, weight, bias, residual, mask, eps, activation.
+    """
+    if not _differentiates(arguments):
+        return steps.forward(*arguments)
+    function = MeasureAndNormalizeTransformed if steps.under_transform() else MeasureAndNormalize
     return function.apply(*arguments)  # pyright: ignore[reportReturnType]
 
 
+def _differentiates(arguments: tuple[Any, ...]) -> bool:
+    if steps.under_transform():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[: _TENSORS - 1])
+
+
 class Normalize(torch.autograd.Function):
-    """y = act((x - mean) * rstd * weight + bias + residual) with given statistics, as in eval."""
+    """`normalize`, as autograd sees it."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        mean: Tensor,
-        rstd: Tensor,
-        activation: Activation,
-    ) -> Tensor:
-        return steps.normalize(x, Affine(mean, rstd, weight, bias), residual, mask, activation)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *_, mean, rstd, activation = inputs
-        _save(ctx, inputs, output, mean, rstd, None, activation)
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y = _normalize(*inputs)
+        _keep_for_normalize(ctx, inputs, y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         return *_gradients(ctx, grad_outputs[0], eps=None), None, None, None, None
 
 
-class NormalizeEagerly(Normalize):
-    """`Normalize` with forward mode and vmap, which torch.compile does not trace."""
+class NormalizeTransformed(torch.autograd.Function):
+    """`normalize`, as forward mode and torch.func see it."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return _normalize(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _keep_for_normalize(ctx, inputs, output)
+
+    backward = Normalize.backward
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -63,34 +77,19 @@ class NormalizeEagerly(Normalize):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
         if in_dims[4] is not None:
-            return _vmap_by_loop(NormalizeEagerly, info, in_dims, arguments)
-        y = NormalizeEagerly.apply(*_fold(info.batch_size, in_dims, arguments))
+            return _vmap_by_loop(NormalizeTransformed, info, in_dims, arguments)
+        y = normalize(*_fold(info.batch_size, in_dims, arguments))
         return _unfold(y, info.batch_size, 1), 1
 
 
 class MeasureAndNormalize(torch.autograd.Function):
-    """The same with the statistics of x itself, as in training: returns (y, count, mean, m2)."""
+    """`measure_and_normalize`, as autograd sees it."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        eps: float,
-        activation: Activation,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return steps.forward(x, weight, bias, residual, mask, eps, activation)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-        *_, eps, activation = inputs
-        y, count, mean, m2 = output
-        ctx.mark_non_differentiable(count, mean, m2)
-        ctx.set_materialize_grads(False)
-        ctx.eps = eps
-        _save(ctx, inputs, y, mean, steps.rstd_of(count, m2, eps), count, activation)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        output = steps.forward(*inputs)
+        _keep_for_measure_and_normalize(ctx, inputs, output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
@@ -100,8 +99,18 @@ class MeasureAndNormalize(torch.autograd.Function):
         return *_gradients(ctx, dy, eps=ctx.eps), None, None, None
 
 
-class MeasureAndNormalizeEagerly(MeasureAndNormalize):
-    """`MeasureAndNormalize` with forward mode and vmap, which torch.compile does not trace."""
+class MeasureAndNormalizeTransformed(torch.autograd.Function):
+    """`measure_and_normalize`, as forward mode and torch.func see it."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return steps.forward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        _keep_for_measure_and_normalize(ctx, inputs, output)
+
+    backward = MeasureAndNormalize.backward
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None, None, None]:
@@ -110,13 +119,40 @@ class MeasureAndNormalizeEagerly(MeasureAndNormalize):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         if in_dims[4] is not None:
-            return _vmap_by_loop(MeasureAndNormalizeEagerly, info, in_dims, arguments)
-        y, count, mean, m2 = MeasureAndNormalizeEagerly.apply(*_fold(info.batch_size, in_dims, arguments))
+            return _vmap_by_loop(MeasureAndNormalizeTransformed, info, in_dims, arguments)
         size = info.batch_size
+        y, count, mean, m2 = measure_and_normalize(*_fold(size, in_dims, arguments))
         return (_unfold(y, size, 1), count, _unfold(mean, size, 0), _unfold(m2, size, 0)), (1, None, 0, 0)
 
 
-def _save(
+def _normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    activation: Activation,
+) -> Tensor:
+    return steps.normalize(x, Affine(mean, rstd, weight, bias), residual, mask, activation)
+
+
+def _keep_for_normalize(ctx: Any, inputs: tuple[Any, ...], y: Tensor) -> None:
+    *_, mean, rstd, activation = inputs
+    _keep(ctx, inputs, y, mean, rstd, None, activation)
+
+
+def _keep_for_measure_and_normalize(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *_, eps, activation = inputs
+    y, count, mean, m2 = output
+    ctx.mark_non_differentiable(count, mean, m2)
+    ctx.set_materialize_grads(False)
+    ctx.eps = eps
+    _keep(ctx, inputs, y, mean, steps.rstd_of(count, m2, eps), count, activation)
+
+
+def _keep(
     ctx: Any,
     inputs: tuple[Any, ...],
     y: Tensor,

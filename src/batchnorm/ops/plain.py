@@ -92,6 +92,16 @@ def apply(
     return dx, dz.to(x.dtype)
 
 
+def track(
+    running_mean: Tensor, running_var: Tensor, count: Tensor, mean: Tensor, m2: Tensor, momentum: float | Tensor
+) -> None:
+    """running = (1 - momentum) * running + momentum * measured, in place, in float64 before the one rounding."""
+    unbiased = m2 / (count - 1).clamp(min=1)
+    for running, measured, enough in ((running_mean, mean, count > 0), (running_var, unbiased, count > 1)):
+        tracked = running.double()
+        running.copy_(torch.where(enough, tracked + (measured - tracked) * momentum, tracked))
+
+
 def _dz_and_xhat(
     dy: Tensor,
     x: Tensor,

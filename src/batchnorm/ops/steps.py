@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..activations import Activation
 from . import plain
@@ -21,7 +22,17 @@ _COMPILED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def compiled(x: Tensor) -> bool:
     """Whether the compiled operators serve this input."""
-    return COMPILED and x.device.type == "cpu" and x.dtype in _COMPILED_DTYPES and x.layout == torch.strided
+    return COMPILED and x.device.type == "cpu" and x.dtype in _COMPILED_DTYPES
+
+
+def under_transform() -> bool:
+    """Whether forward mode or a transform of torch.func is at work: they need more of a function, and it is slower.
+
+    False while torch.compile traces, which does not understand that more.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def rstd_of(count: Tensor, m2: Tensor, eps: float) -> Tensor:
@@ -62,6 +73,22 @@ def forward(
     count, mean, m2 = measure(x, mask)
     affine = Affine(mean, rstd_of(count, m2, eps), weight, bias)
     return normalize(x, affine, residual, mask, activation), count, mean, m2
+
+
+@torch.no_grad()
+def track(
+    running_mean: Tensor, running_var: Tensor, count: Tensor, mean: Tensor, m2: Tensor, momentum: float | Tensor
+) -> None:
+    """Nudge the running statistics towards the measured ones, in place: (1 - momentum) * running + momentum * measured.
+
+    The variance tracked is the unbiased one. A channel with too few samples to have a statistic keeps what it had.
+    """
+    # The compiled operator knows nothing of low precision, nor of vmap, where these may be a batch of statistics.
+    precise = running_mean.dtype == running_var.dtype and running_mean.dtype in (torch.float32, torch.float64)
+    if compiled(running_mean) and precise and not isinstance(momentum, Tensor) and not under_transform():
+        torch.ops.batchnorm.update_running_(running_mean, running_var, count, mean, m2, float(momentum))
+        return
+    plain.track(running_mean, running_var, count, mean, m2, momentum)
 
 
 def backward(
