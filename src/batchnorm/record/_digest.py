@@ -120,6 +120,7 @@ class Digest:
         self._alerted = np.zeros((len(layers), len(QUANTITIES)), np.float32)
         self._previous: tuple[np.ndarray, np.ndarray | None] | None = None
 
+    @np.errstate(all="ignore")  # what is not finite is data here: it is counted, and goes into the alerts
     def __call__(self, snapshots: Sequence[Snapshot]) -> Records:
         kept, flats, batches, counts, known = [], [], [], [], []
         for snapshot in snapshots:
@@ -258,8 +259,7 @@ def _variance(second: np.ndarray, way: np.ndarray, count: np.ndarray, eps: np.nd
     """The biased variance from a forward's second vector; Way says what that is."""
     second = second.astype(np.float64)
     if (way == Way.RSTD).any():
-        with np.errstate(divide="ignore", over="ignore"):  # rstd is 0 where the variance is infinite
-            second = np.where(way == Way.RSTD, np.maximum(1 / second**2 - eps, 0), second)
+        second = np.where(way == Way.RSTD, np.maximum(1 / second**2 - eps, 0), second)
     if (way == Way.M2).any():
         second = np.where(way == Way.M2, second / np.maximum(count, 1), second)
     return second
@@ -274,8 +274,7 @@ def merge(rows: np.ndarray, count: int, pair: np.ndarray, part: Part, eps: float
     mean = pair[0].astype(np.float64)
     variance = _variance(pair[1], np.array(part.way), np.array(part.count), np.array(eps))
     share = part.count / total
-    with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, where a batch was not finite
-        delta = mean - rows[0]
-        merged = (1 - share) * rows[1] + share * variance + share * (1 - share) * delta * delta
-        rows[0], rows[1] = rows[0] + share * delta, merged
+    delta = mean - rows[0]
+    merged = (1 - share) * rows[1] + share * variance + share * (1 - share) * delta * delta
+    rows[0], rows[1] = rows[0] + share * delta, merged
     return total

@@ -54,6 +54,7 @@ def _measuring(moments: list[Moment]) -> Callable[..., None]:
     return hook
 
 
+@np.errstate(all="ignore")
 def _pool(info: LayerInfo, moments: list[Moment]) -> np.ndarray:
     pooled, count = np.full((2, info.channels), np.nan), 0
     for moment in moments:

@@ -9,6 +9,7 @@ from .schema import COLUMNS
 _LEVELS = np.array([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
 
 
+@np.errstate(all="ignore")
 def summarize(values: np.ndarray) -> np.ndarray:
     """The nine `COLUMNS` of each row: of its finite values, and how many were not finite.
 

@@ -85,8 +85,9 @@ class Run:
     def vectors(self, layer: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
         """Whole vectors of a quantity: the steps that kept them, (K,) int64, and values, (K, C) float32."""
         i, q = self._layer(layer), _quantity(quantity, QUANTITIES)
-        start = vector_starts(self.layers, len(QUANTITIES))[i] + q * self.layers[i].channels
-        values = _floats(self._vectors)
+        starts = vector_starts(self.layers, len(QUANTITIES))
+        start = starts[i] + q * self.layers[i].channels
+        values = _equal_payloads(self._vectors, np.dtype((F4, (int(starts[-1]),))))  # rows of float32, not copied
         return self._vectors.steps, values[:, start : start + self.layers[i].channels]
 
     def probes(self, layer: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
@@ -231,12 +232,6 @@ def _quantity(name: str, known: tuple[str, ...]) -> int:
     if name not in known:
         raise KeyError(f"no quantity {name!r}; there are {', '.join(known)}")
     return known.index(name)
-
-
-def _floats(frames: Frames) -> np.ndarray:
-    """Payloads of one length as rows of float32, without a copy."""
-    count = int(frames.lengths[0]) // F4.itemsize if len(frames) else 0
-    return _equal_payloads(frames, np.dtype((F4, (count,))))
 
 
 def _equal_payloads(frames: Frames, dtype: np.dtype) -> np.ndarray:
