@@ -43,7 +43,7 @@ def probe(
             rows.append([_pool(info, moments) for (info, _), moments in zip(layers, seen, strict=True)])
     if not rows:
         raise ValueError("batches must hold at least one batch, and are empty")
-    return np.stack([np.concatenate([pair.ravel() for pair in row]) for row in rows]).astype(F4)
+    return np.array([np.concatenate([np.empty(0), *(pair.ravel() for pair in row)]) for row in rows], F4)
 
 
 def _measuring(moments: list[Moment]) -> Callable[..., None]:

@@ -96,7 +96,8 @@ class Writer:
             records = self._digest(snapshots)
             if records.alerts:
                 self._alerts.append(records.alerts)
-            self._stats.append(records.stats)
+            if records.stats:
+                self._stats.append(records.stats)
             if records.vectors:
                 self._vectors.append(records.vectors)
         probes = [(item[0], item[1].tobytes()) for item in items if not isinstance(item, Snapshot)]
