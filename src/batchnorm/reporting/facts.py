@@ -49,10 +49,15 @@ def damage_lines(run: Run) -> list[str]:
     return [*run.damage, *(f"{name}: {line}" for name, arm in run.arms.items() for line in arm.damage)]
 
 
+def arm_results(run: Run) -> dict[str, dict[str, Any]]:
+    """Return what results.json says of each arm that is there, in the order in which the arms ran."""
+    results = run.results.get("arms") or {}
+    return {name: results[name] for name in run.arms if isinstance(results.get(name), dict)}
+
+
 def brief(run: Run) -> dict[str, Any]:
     """Return what `batchnorm list` says of a run, ready for JSON."""
-    results = run.results.get("arms", {})
-    accuracy = {name: results[name].get("test_accuracy") for name in run.arms if name in results}
+    accuracy = {name: result.get("test_accuracy") for name, result in arm_results(run).items()}
     return plain(
         {
             "path": str(run.path),
@@ -67,7 +72,7 @@ def brief(run: Run) -> dict[str, Any]:
 
 def facts(run: Run) -> dict[str, Any]:
     """Return what `batchnorm show` says of a run, ready for JSON: a number that is not finite becomes null."""
-    main = run.main
+    main, results = run.main, arm_results(run)
     return plain(
         {
             "path": str(run.path),
@@ -79,7 +84,7 @@ def facts(run: Run) -> dict[str, Any]:
             "health": health(run),
             "alerts": alert_lines(run),
             "damage": damage_lines(run),
-            "arms": {name: _arm(run.results.get("arms", {}).get(name, {}), arm) for name, arm in run.arms.items()},
+            "arms": {name: _arm(results.get(name, {}), arm) for name, arm in run.arms.items()},
             "layers": [_layer(main, info) for info in main.layers],
         }
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..record.run import Run, open_run
 from ..record.schema import write_atomically
-from .facts import alert_lines, damage_lines, health, plain
+from .facts import alert_lines, arm_results, damage_lines, health, plain
 from .select import BANDS, Selection, nearest, select
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def chart_specs(run: Run, selection: Selection) -> dict[str, dict[str, Any]]:
                 made[f"{quantity}_bands"] = charts.bands(alt.NamedData(f"{quantity}_bands"), quantity).add_params(
                     parameters[0]
                 )
-    if run.results.get("arms"):
+    if arm_results(run):
         made["arms_curves"] = charts.arms_curves(alt.NamedData("curves"))
         made["arms_final"] = charts.arms_final(alt.NamedData("final"), alt.NamedData("pairs"))
     return {name: chart.to_dict(validate=False) for name, chart in made.items()}
@@ -181,17 +181,26 @@ def arms_rows(run: Run) -> dict[str, list[dict[str, Any]]]:
     curves: list[dict[str, Any]] = []
     final: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
-    results = run.results.get("arms", {})
-    for order, arm in enumerate(name for name in run.arms if name in results):
-        result = results[arm]
+    for order, (arm, result) in enumerate(arm_results(run).items()):
         about = {"arm": arm, "order": order}
-        final.append(about | {"test_accuracy": result.get("test_accuracy")})
+        final.append(about | _with_chance(result.get("test_accuracy"), run.meta.get("test_samples")))
         curve = result.get("curve", {})
         points = zip(curve.get("step", []), curve.get("test_accuracy", []), strict=False)
         curves += [about | {"step": step, "test_accuracy": accuracy} for step, accuracy in points]
         singles = result.get("single_pair_accuracy", {}).get("all", [])
         pairs += [about | {"test_accuracy": accuracy} for accuracy in singles]
     return plain({"curves": curves, "final": final, "pairs": pairs})
+
+
+def _with_chance(accuracy: float | None, samples: int | None) -> dict[str, float | None]:
+    """Return an accuracy and how far, up or down, chance may have moved it: two standard errors on so many samples."""
+    lo = hi = None
+    if accuracy is not None and samples:
+        from .words import STANDARD_ERRORS
+
+        away = STANDARD_ERRORS * (accuracy * (1 - accuracy) / samples) ** 0.5
+        lo, hi = max(0.0, accuracy - away), min(1.0, accuracy + away)
+    return {"test_accuracy": accuracy, "lo": lo, "hi": hi}
 
 
 def pack(values: NDArray[np.float32]) -> str:

@@ -19,7 +19,7 @@ def main_chart(run: Run, layer: str | None = None, channel: int = 0) -> Any:
 
     Args:
         run: a run from `open_run`.
-        layer: name of the layer; the channel whose γ and β moved most, of all layers, if not given.
+        layer: name of the layer; if not given, the channel that the page shows first.
         channel: which channel of that layer.
     Returns:
         An Altair chart: a notebook shows it, `chart.save("main.svg")` writes it.
@@ -40,12 +40,13 @@ def main_chart(run: Run, layer: str | None = None, channel: int = 0) -> Any:
     step, probe = first_look(selection)
     rows = selection.probes(index, place)
     chart = charts.main(
-        alt.Data(values=selection.trace(index, place)),
-        alt.Data(values=rows) if rows else None,
+        alt.NamedData("trace"),
+        alt.NamedData("probes") if rows else None,
         subtitle=f"{run.path.name}: layer {view.info.name}, channel {view.channels[place]}",
         step=step,
         probe=probe,
     )
+    chart.datasets = {"trace": selection.trace(index, place), "probes": rows}
     chart.config = charts.config(charts.LIGHT) | {"background": charts.LIGHT.surface}
     return chart
 

@@ -25,7 +25,7 @@ NONFINITE = COLUMNS.index("nonfinite")
 
 TRACE_VALUES = 210_000  # float32 values, all channels and quantities together: 1.1 MB in base64
 BAND_VALUES = 60_000
-MAX_CHANNELS, MAX_STEPS, MAX_PROBED, MAX_BATCHES = 12, 240, 12, 12
+MAX_CHANNELS, MAX_STEPS, MAX_PROBED, MAX_BATCHES = 12, 240, 12, 16
 
 # What the layer's crosses stand for.
 ROLES = {
@@ -140,6 +140,9 @@ def select(run: Run, only: tuple[str, int] | None = None) -> Selection:
         )
     if len(recorded) < len(run.steps):
         notes.append(f"The recorder kept whole vectors at {len(recorded):,} of {len(run.steps):,} recorded steps.")
+    there = run.probes(infos[0].name, "batch_mean")[1].shape[1]
+    if len(probe_steps) < len(probed) or there > MAX_BATCHES:
+        notes.append(f"Probes: {len(probe_steps)} of {len(probed)}, at most {MAX_BATCHES} of {there} batches each.")
     if any(len(view.channels) < view.info.channels for view in layers):
         notes.append(
             f"Channels: at most {places} a layer, taken evenly from the one whose γ and β moved most to the one "
@@ -199,8 +202,28 @@ def _travel(values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _first(layers: list[LayerView]) -> tuple[int, int]:
-    """Return the layer and place of the channel that moved most; in a tie the earliest layer."""
-    return int(np.argmax([view.moved[0] for view in layers])), 0
+    """Return the layer and place of the channel to look at first: where both halves of the story are to be seen.
+
+    That is where (γ, β) moved far and the batch means jump, from one shown step to the next, by much of a standard
+    deviation. A channel where either is small would show half of it; in a tie the earliest layer wins.
+    """
+    best, found = -1.0, (0, 0)
+    for i, view in enumerate(layers):
+        if not view.columns:
+            continue
+        means, variances = (view.columns[q].astype(np.float64) for q in PROBED)
+        for place, moved in enumerate(view.moved):
+            jumps = np.abs(np.diff(means[:, place]))
+            jump = _median(jumps) / max(np.sqrt(_median(variances[:, place])), 1e-12)
+            if moved * jump > best:
+                best, found = moved * jump, (i, place)
+    return found
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    """Return the median of the finite values; 0 if there is none."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else 0.0
 
 
 def _finite(value: float) -> float | None:

@@ -70,11 +70,10 @@ def _layers(layers: list[dict[str, Any]]) -> Table:
     table.add_column("γ, learned", style=LEARNED)
     table.add_column("β, learned", style=LEARNED)
     table.add_column("batch mean, measured", style=MEASURED)
-    table.add_column("batch variance, measured", style=MEASURED)
     for layer in layers:
         learned = [_story(layer[q]) if layer["affine"] else "none: affine=False" for q in ("gamma", "beta")]
-        measured = [_story(layer[q]) for q in ("batch_mean", "batch_var")]
-        table.add_row(*map(text, (layer["name"] or "(the model itself)", str(layer["channels"]), *learned, *measured)))
+        name = layer["name"] or "(the model itself)"
+        table.add_row(*map(text, (name, str(layer["channels"]), *learned, _story(layer["batch_mean"]))))
     return table
 
 

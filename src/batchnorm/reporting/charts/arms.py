@@ -27,15 +27,20 @@ def arms_curves(data: alt.Data, *, width: int = 560, height: int = 240) -> Any:
 
 
 def arms_final(data: alt.Data, pairs: alt.Data, *, width: int = 560, height: int = 240) -> Any:
-    """Return each arm's final test accuracy as a bar; under the per-batch arm a tick for every single pair.
+    """Return each arm's final test accuracy as a dot, with what chance may do to it; a tick for every single pair.
 
-    `data` has a row an arm: arm, order, test_accuracy. `pairs` has a row a pair: arm, order, test_accuracy.
+    `data` has a row an arm: arm, order, test_accuracy, lo, hi. `pairs` has a row a pair: arm, order, test_accuracy.
     """
     order = alt.EncodingSortField("order", op="min")
     y = alt.Y("arm:N", title=None, sort=order, axis=alt.Axis(labelFontSize=13, grid=False))
-    x = alt.X("test_accuracy:Q", title="final test accuracy", axis=alt.Axis(format=".0%", grid=True))
-    base = alt.Chart(data).encode(x=x.scale(domain=[0, 1]), y=y)
-    bars = base.mark_bar(height={"band": 0.5}).encode(color=alt.Color("arm:N", sort=order, legend=None))
-    numbers = base.mark_text(style="inside").encode(x=alt.value(8), text=alt.Text("test_accuracy:Q", format=".1%"))
-    ticks = alt.Chart(pairs).mark_tick(thickness=1.2, style="pairs").encode(x="test_accuracy:Q", y=y)
-    return alt.layer(bars, ticks, numbers).properties(width=width, height=height)
+    # Dots, not bars: accuracies lie close together, and a bar must begin at zero.
+    scale, axis = alt.Scale(zero=False, padding=12), alt.Axis(format=".1~%", grid=True)
+    x = alt.X("test_accuracy:Q", title="final test accuracy", axis=axis, scale=scale)
+    words = alt.Chart(data).encode(x=x, y=y)
+    base = words.encode(color=alt.Color("arm:N", sort=order, legend=None))
+    return alt.layer(
+        base.mark_rule(style="chance").encode(x="lo:Q", x2="hi:Q"),
+        alt.Chart(pairs).mark_tick(style="pairs", size=24).encode(x="test_accuracy:Q", y=y),
+        base.mark_circle(size=130, opacity=1).encode(tooltip=["arm:N", alt.Tooltip("test_accuracy:Q", format=".2%")]),
+        words.mark_text(style="over").encode(text=alt.Text("test_accuracy:Q", format=".1%")),
+    ).properties(width=width, height=height)

@@ -16,8 +16,14 @@ from typing import Any
 import altair as alt
 
 HEADLINE = "Each batch is measured. The response is learned."
-MEASURED = ("What came in: this batch’s mean ± std.", "Measured anew on every batch.")
-LEARNED = ("What goes out: β ± |γ|.", "Learned: each step starts from the last value and moves by its gradient.")
+MEASURED = (
+    "What came in: this batch’s mean ± std.",
+    "Measured anew on every batch. Dashes: the running mean, kept for eval; averaged, not learned.",
+)
+LEARNED = (
+    "What goes out: β ± |γ|.",
+    "Learned: each step starts from the last value and moves by its gradient. Dots: starts at 0 ± 1.",
+)
 
 STRIP = 140  # px: the strip of probe batches beside each panel
 
@@ -106,7 +112,7 @@ def _strip(role: str, probes: alt.Data, height: int) -> alt.LayerChart:
         x=alt.X("batch:O", title=["other batches,", "same weights"], axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         opacity=alt.condition(f"batch === 0 || {chosen}", alt.value(1), alt.value(0.35)),
     )
-    y = alt.Y("lo:Q", title=None, axis=alt.Axis(labels=False))
+    y = alt.Y("lo:Q", title=None, axis=alt.Axis(labels=False, minExtent=0))
     tooltip = [alt.Tooltip("batch:O"), *(alt.Tooltip(f"{f}:Q", format=".4g") for f in (centre, "lo", "hi"))]
     dot = base.mark_point(style=f"{role}-now").encode(
         y=f"{centre}:Q", tooltip=tooltip, size=alt.condition(chosen, alt.value(110), alt.value(45))

@@ -61,8 +61,9 @@ def config(palette: Palette) -> dict[str, Any]:
         "cursor": {"color": palette.muted, "strokeWidth": 1},
         "level": {"color": palette.muted, "strokeWidth": 1, "strokeDash": [2, 3]},
         "tracked": {"color": palette.tracked, "strokeWidth": 1.5, "strokeDash": [5, 3]},
-        "pairs": {"color": palette.text, "opacity": 0.8},
-        "inside": {"color": palette.surface, "align": "left", "fontWeight": "bold", "fontSize": 13},
+        "pairs": {"color": palette.text, "opacity": 0.7, "thickness": 1.2},
+        "over": {"color": palette.text, "dy": -20, "fontWeight": "bold", "fontSize": 12},
+        "chance": {"strokeWidth": 6, "opacity": 0.3},
         "broken": {"color": palette.text, "strokeWidth": 1.5, "shape": "cross", "size": 40},
     }
     for role in ("measured", "learned", "gradient"):
@@ -97,7 +98,15 @@ def config(palette: Palette) -> dict[str, Any]:
         "axisY": {"minExtent": 40},  # the panels' left edges agree
         "axisX": {"grid": False, "domain": True, "domainColor": palette.line},
         "header": {**text, "labelColor": palette.text, "labelFontSize": 11, "labelLimit": 190},
-        "legend": {**text, "orient": "top", "title": None, "labelFontSize": 12, "symbolStrokeWidth": 2.5},
+        "legend": {
+            **text,
+            "orient": "top",
+            "title": None,
+            "labelFontSize": 12,
+            "symbolType": "stroke",
+            "symbolSize": 300,
+            "symbolStrokeWidth": 2.5,
+        },
         "text": {"fill": palette.text, "fontSize": 12},
         "title": {
             "color": palette.text,

@@ -4,7 +4,7 @@
   const run = JSON.parse(document.getElementById("run-data").textContent);
   const $ = (id) => document.getElementById(id);
   const views = new Map(); // name of a chart -> its Vega view
-  const STRIP = 140, AXIS = 68, GAP = 8; // px: see charts/panels.py
+  const STRIP = 140, AXIS = 70, GAP = 8; // px: see charts/panels.py
   const state = { layer: run.first.layer, place: run.first.place, at: 0, batch: 0 };
 
   // ---- data: columns of float32 in base64 -> numbers, and rows for Vega
@@ -240,7 +240,7 @@
     $("channel").value = place;
     $("momentum").textContent = momentum === null ? "none: plain average" : momentum;
     const first = layer === run.first.layer && place === run.first.place;
-    const order = first ? " · this channel’s γ and β moved most of all" : " · channels listed from most to least moved";
+    const order = first ? " · shown first: its batches differ, and its γ and β moved far" : " · channels listed from most to least moved";
     $("about").textContent = `${kind}, ${size} channel${size > 1 ? "s" : ""}${moved ? order : ""}`;
     const start = numbers(0, 0);
     const x = start.batch_mean + start.batch_std;

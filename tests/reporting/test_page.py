@@ -1,0 +1,374 @@
+"""The page in a real browser, offline: it says and draws the run's numbers, and the reader's moves move them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from reporting.conftest import BATCHES, LAYERS, wait_until
+from reporting.synthetic import layer, probe_values, story, write_run
+
+import batchnorm as bn
+from batchnorm.record import open_run
+
+pytestmark = pytest.mark.browser
+
+MEASURED, TRACKED, LEARNED = ("batch_mean", "batch_std"), ("running_mean", "running_std"), ("gamma", "beta")
+
+
+@pytest.fixture(scope="module")
+def page_path(run_path, tmp_path_factory):
+    return bn.report(run_path, tmp_path_factory.mktemp("page") / "report.html")
+
+
+@pytest.fixture
+def page(open_page, page_path):
+    return open_page(page_path)
+
+
+@pytest.fixture(scope="module")
+def run(run_path):
+    return open_run(run_path)
+
+
+def numbers(page):
+    """What the table says now, by the full value behind every rounded number."""
+    read = "all => Object.fromEntries(all.map(e => [e.id, e.value === '' ? null : Number(e.value)]))"
+    return {name: np.nan if value is None else value for name, value in page.eval_on_selector_all("data", read).items()}
+
+
+def place(page):
+    """The layer's name, the channel and the step that the page is at."""
+    state = page.evaluate("(({layer, place, at, batch}) => ({layer, place, at, batch}))(batchnorm.state)")
+    name = page.evaluate("document.querySelector('#layer').selectedOptions[0].text")
+    channel = int(page.evaluate("document.querySelector('#channel').selectedOptions[0].text"))
+    return name, channel, state["at"], state["batch"]
+
+
+def expected(run, name, channel, at):
+    """The same numbers from the reader."""
+    told = {
+        quantity: run.vectors(name, quantity)[1][at, channel].astype(np.float64) for quantity in bn.record.QUANTITIES
+    }
+    return told | {"batch_std": np.sqrt(told["batch_var"]), "running_std": np.sqrt(told["running_var"])}
+
+
+def check_table(page, run):
+    name, channel, at, batch = place(page)
+    assert batch == 0
+    told, said = expected(run, name, channel, at), numbers(page)
+    before = expected(run, name, channel, at - 1) if at else None
+    for quantity in (*MEASURED, *TRACKED, *LEARNED, "gamma_grad", "beta_grad"):
+        # Numbers pass through float64 text exactly; the square roots of both sides are correctly rounded.
+        assert said[f"now-{quantity}"] == pytest.approx(told[quantity], rel=1e-12)
+    for quantity in (*MEASURED, *TRACKED, *LEARNED):
+        change = told[quantity] - before[quantity] if before else np.nan
+        assert said[f"change-{quantity}"] == pytest.approx(change, rel=1e-9, abs=1e-12, nan_ok=True)
+
+
+def marks(page, chart, shape):
+    """Data behind the marks of one kind that a chart's Vega view has drawn."""
+    walk = """([name, shape]) => {
+        const found = [];
+        const visit = (group) => (group.items || []).forEach((mark) => {
+            if (mark.marktype === shape) mark.items.forEach((item) => found.push([item, mark]));
+            if (mark.marktype === 'group') mark.items.forEach(visit);
+        });
+        visit(batchnorm.views.get(name).scenegraph().root.items[0]);
+        return found.map(([item, mark]) => ({x: item.x, y: item.y, y2: item.y2, style: mark.role, datum: item.datum,
+            opacity: item.opacity, stroke: item.stroke, fill: item.fill, size: item.size}));
+    }"""
+    return page.evaluate(walk, [chart, shape])
+
+
+def settle(page):
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.evaluate("Promise.all([...batchnorm.views.values()].map(view => view.runAsync())).then(() => null)")
+
+
+def reach(page, chart):
+    """The thick bar that shows the chosen batch in a panel: (x, lo, hi) in the data's units, and the drawn x."""
+    bars = [m for m in marks(page, chart, "rule") if m["datum"] and "lo" in m["datum"] and "step" in m["datum"]]
+    chosen = page.evaluate("batchnorm.state.batch")
+    step = page.evaluate(f"batchnorm.views.get('{chart}').signal('step')")
+    if chosen:
+        bars = [m for m in bars if m["datum"].get("batch") == chosen]
+    else:
+        bars = [m for m in bars if m["datum"]["step"] == step and "batch" not in m["datum"]]
+    return bars
+
+
+def test_the_first_screen_needs_no_scrolling(page):
+    for selector in ("h1", "#health", "#panels", "#step", "#another", "#line"):
+        box = page.locator(selector).bounding_box()
+        assert box["y"] >= 0, selector
+        assert box["y"] + box["height"] <= 800, selector
+        assert box["x"] + box["width"] <= 1280, selector
+    measured, learned = (page.locator(f"#chart-{name}").bounding_box() for name in ("measured", "learned"))
+    assert measured["x"] + measured["width"] <= learned["x"]
+
+
+def test_panels_draw_the_runs_own_numbers(page, run):
+    name, channel, *_ = place(page)
+    whole = {q: run.vectors(name, q)[1][:, channel].astype(np.float64) for q in bn.record.QUANTITIES}
+    dots = [m["datum"] for m in marks(page, "measured", "symbol") if "running_mean" in (m["datum"] or {})]
+    by_step = {datum["step"]: datum for datum in dots}
+    assert sorted(by_step) == run.steps.tolist()
+    for at, step in enumerate(run.steps.tolist()):
+        std = np.sqrt(whole["batch_var"][at])
+        assert by_step[step]["batch_mean"] == whole["batch_mean"][at]
+        assert by_step[step]["lo"] == pytest.approx(whole["batch_mean"][at] - std, rel=1e-12)
+        assert by_step[step]["hi"] == pytest.approx(whole["batch_mean"][at] + std, rel=1e-12)
+    line = {m["datum"]["step"]: m["datum"] for m in marks(page, "learned", "line") if m["datum"]}
+    assert sorted(line) == run.steps.tolist()
+    for at, step in enumerate(run.steps.tolist()):
+        assert line[step]["hi"] == pytest.approx(whole["beta"][at] + abs(whole["gamma"][at]), rel=1e-12)
+    dashes = {m["datum"]["step"]: m["datum"]["running_mean"] for m in marks(page, "measured", "line") if m["datum"]}
+    assert [dashes[step] for step in run.steps.tolist()] == whole["running_mean"].tolist()
+
+
+def test_both_panels_have_one_axis_of_steps(page):
+    measured, learned = (
+        page.evaluate(f"batchnorm.views.get('{name}').scenegraph().root.items[0].items.length")
+        for name in ("measured", "learned")
+    )
+    assert measured == learned
+    boxes = [page.locator(f"#chart-{name} svg").bounding_box() for name in ("measured", "learned")]
+    assert boxes[0]["y"] + boxes[0]["height"] == pytest.approx(boxes[1]["y"] + boxes[1]["height"], abs=3)
+    for chart in ("measured", "learned"):
+        cursor = [m for m in marks(page, chart, "rule") if m["datum"] == {} or not m["datum"]]
+        assert cursor
+
+
+def test_the_slider_moves_both_panels_and_the_table(page, run):
+    check_table(page, run)
+    seen = []
+    for at in (0, 7, 29):
+        page.locator("#step").evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input')) }", at)
+        settle(page)
+        assert place(page)[2] == at
+        check_table(page, run)
+        step = int(run.steps[at])
+        name, channel, *_ = place(page)
+        told = expected(run, name, channel, at)
+        bars = {}
+        for chart, (middle, spread) in {"measured": MEASURED, "learned": ("beta", "gamma")}.items():
+            (bar,) = reach(page, chart)
+            assert bar["datum"]["step"] == step
+            assert bar["datum"]["lo"] == pytest.approx(told[middle] - abs(told[spread]), rel=1e-6, abs=1e-9)
+            bars[chart] = bar["x"]
+        seen.append((bars["measured"], bars["learned"]))
+        assert page.locator("#where").inner_text() == f"{step} of 58"
+    assert seen[0][0] < seen[1][0] < seen[2][0]
+    assert seen[0][1] < seen[1][1] < seen[2][1]
+
+
+def test_another_batch_changes_what_is_measured_and_nothing_else(page, run):
+    page.locator("#another").click()
+    settle(page)
+    name, channel, at, batch = place(page)
+    assert batch == 1
+    assert int(run.steps[at]) in (10, 50)
+    probe = [10, 50].index(int(run.steps[at]))
+    means, variances = (
+        run.probes(name, q)[1][probe, :, channel].astype(np.float64) for q in ("batch_mean", "batch_var")
+    )
+    learned, blue, still = expected(run, name, channel, at), [], []
+    for batch in [*range(1, BATCHES + 1), 1]:
+        assert place(page) == (name, channel, at, batch)
+        said = numbers(page)
+        assert said["now-batch_mean"] == means[batch - 1]
+        assert said["now-batch_std"] == pytest.approx(np.sqrt(variances[batch - 1]), rel=1e-12)
+        for quantity in (*TRACKED, *LEARNED):
+            assert said[f"now-{quantity}"] == pytest.approx(learned[quantity], rel=1e-12)
+            assert said[f"change-{quantity}"] == 0
+        assert said["change-batch_mean"] != 0
+        blue.append(tuple(reach(page, "measured")[0]["datum"][end] for end in ("lo", "hi")))
+        still.append(tuple(reach(page, "learned")[0]["datum"][end] for end in ("lo", "hi")))
+        assert blue[-1][0] == pytest.approx(means[batch - 1] - np.sqrt(variances[batch - 1]), rel=1e-9)
+        page.locator("#another").click()
+        settle(page)
+    assert len(set(blue)) == BATCHES
+    assert len(set(still)) == 1
+    assert still[0][1] == pytest.approx(learned["beta"] + abs(learned["gamma"]), rel=1e-9)
+    page.locator("#next").click()
+    settle(page)
+    assert place(page)[2:] == (at + 1, 0)
+    check_table(page, run)
+
+
+def test_the_worked_line_is_the_formula(page, run):
+    page.locator("#x").fill("2.5")
+    name, channel, at, _ = place(page)
+    told, said = expected(run, name, channel, at), numbers(page)
+    eps = next(info.eps for info in run.layers if info.name == name)
+    xhat = (2.5 - told["batch_mean"]) / np.sqrt(told["batch_var"] + eps)
+    assert said["line-xhat"] == pytest.approx(xhat, rel=1e-9)
+    assert said["line-y"] == pytest.approx(told["gamma"] * xhat + told["beta"], rel=1e-9)
+
+
+def test_layer_and_channel_pickers_and_the_address(page, run, open_page, page_path):
+    page.locator("#layer").select_option(label="net.bn2")
+    page.locator("#channel").select_option(label="1")
+    page.locator("#step").evaluate("(e) => { e.value = 4; e.dispatchEvent(new Event('input')) }")
+    settle(page)
+    assert place(page) == ("net.bn2", 1, 4, 0)
+    check_table(page, run)
+    assert {m["datum"]["beta"] for m in marks(page, "learned", "line") if m["datum"]} == set(
+        run.vectors("net.bn2", "beta")[1][:, 1].tolist()
+    )
+    again = open_page(page_path, address="#" + page.url.split("#")[1])
+    assert place(again) == ("net.bn2", 1, 4, 0)
+    check_table(again, run)
+    for nonsense in ("#layer=99&channel=x&step=&batch=7", "#layer=-1", "#step=1e99&batch=-3", "#%%%"):
+        assert place(open_page(page_path, address=nonsense))[0] in {info.name for info in LAYERS}
+
+
+def test_every_chart_is_drawn_once_in_view(page, run):
+    for name in ("running_mean", "running_variance", "gamma_grad", "beta_grad", "gamma_bands", "beta_bands"):
+        page.locator(f"#chart-{name}").scroll_into_view_if_needed()
+        wait_until(page, f"batchnorm.views.has('{name}')")
+        assert page.locator(f"#chart-{name} svg.marks path").count() > 1
+    name, channel, *_ = place(page)
+    drawn = {m["datum"]["step"]: m["datum"]["batch_var"] for m in marks(page, "running_variance", "symbol")}
+    assert [drawn[step] for step in run.steps.tolist()] == run.vectors(name, "batch_var")[1][:, channel].tolist()
+    drawn = {(m["datum"]["layer"], m["datum"]["step"]): m["datum"] for m in marks(page, "gamma_bands", "line")}
+    for info in run.layers:
+        stats = run.stats(info.name, "gamma")
+        for at, step in enumerate(run.steps.tolist()):
+            row = drawn[info.name, step]
+            assert [row[p] for p in ("p05", "p25", "p50", "p75", "p95")] == stats[at, 1:6].tolist()
+
+
+def test_dark_mode_has_its_own_colours_and_follows_a_switch(open_page, page_path):
+    from batchnorm.reporting.charts import DARK, LIGHT
+
+    page = open_page(page_path, color_scheme="dark")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    strokes = (
+        "[...document.querySelectorAll('#chart-measured [stroke]')].map(e => e.getAttribute('stroke').toUpperCase())"
+    )
+    rgb = tuple(int(DARK.background[i : i + 2], 16) for i in (1, 3, 5))
+    assert page.evaluate(ground) == f"rgb{rgb}"
+    assert DARK.measured in page.evaluate(strokes)
+    assert LIGHT.measured not in page.evaluate(strokes)
+    page.emulate_media(color_scheme="light")
+    wait_until(page, f"({strokes}).includes('{LIGHT.measured}')")
+    assert DARK.measured not in page.evaluate(strokes)
+
+
+@pytest.mark.parametrize("width", [360, 700, 1920])
+def test_any_window_holds_the_page(open_page, page_path, width):
+    page = open_page(page_path, viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    measured, learned = (page.locator(f"#chart-{name}").bounding_box() for name in ("measured", "learned"))
+    stacked = learned["y"] >= measured["y"] + measured["height"]
+    assert stacked == (width < 900)
+    for name in ("measured", "learned"):
+        assert page.locator(f"#chart-{name} svg").bounding_box()["width"] <= width
+
+
+def test_resizing_draws_anew(page):
+    before = page.locator("#chart-measured svg").bounding_box()["width"]
+    page.set_viewport_size({"width": 1000, "height": 800})
+    wait_until(page, f"document.querySelector('#chart-measured svg').getBoundingClientRect().width < {before - 50}")
+    assert page.locator("#chart-measured svg").count() == 1
+
+
+def test_arms_are_compared(open_page, experiment_path, tmp_path):
+    results = json.loads((experiment_path / "results.json").read_text())["arms"]
+    page = open_page(bn.report(experiment_path, tmp_path / "page.html"))
+    for name in ("arms_curves", "arms_final"):
+        page.locator(f"#chart-{name}").scroll_into_view_if_needed()
+        wait_until(page, f"batchnorm.views.has('{name}')")
+    curves = [m["datum"] for m in marks(page, "arms_curves", "line")]
+    for arm, result in results.items():
+        drawn = {datum["step"]: datum["test_accuracy"] for datum in curves if datum["arm"] == arm}
+        assert drawn == dict(zip(result["curve"]["step"], result["curve"]["test_accuracy"], strict=True))
+    dots = {m["datum"]["arm"]: m["datum"]["test_accuracy"] for m in marks(page, "arms_final", "symbol")}
+    assert dots == {arm: result["test_accuracy"] for arm, result in results.items()}
+    ticks = [m["datum"]["test_accuracy"] for m in marks(page, "arms_final", "rect") if m["datum"]["arm"] == "per-batch"]
+    assert sorted(ticks) == sorted(results["per-batch"]["single_pair_accuracy"]["all"])
+    assert "97.0 %" in page.locator("#words").inner_text()
+
+
+EVIL = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+NAMES = (EVIL, "'\"`${alert(3)}\\", "datum.layer['x']", "", "λ‮ \u0000x")
+
+
+def test_hostile_names_stay_text(open_page, tmp_path):
+    infos = [layer(name, 2) for name in NAMES]
+    alerts = [{"step": 1, "layer": EVIL, "quantity": EVIL, "what": "nonfinite", "count": 1}]
+    values = [story(info, 5, i) for i, info in enumerate(infos)]
+    path = write_run(tmp_path / "run", infos, values, meta={EVIL: EVIL, "__proto__": {"x": EVIL}}, alerts=alerts)
+    page = open_page(bn.report(path))
+    options = page.evaluate("[...document.querySelectorAll('#layer option')].map(o => o.text)")
+    assert options[0] == EVIL
+    page.locator("#chart-gamma_bands").scroll_into_view_if_needed()
+    wait_until(page, "batchnorm.views.has('gamma_bands')")
+    assert {m["datum"]["layer"] for m in marks(page, "gamma_bands", "line")} == set(NAMES)
+    for i in range(len(NAMES)):
+        page.locator("#layer").select_option(index=i)
+        settle(page)
+    page.mouse.move(400, 350)  # a tooltip must not run a name either
+    assert page.locator("img").count() == 0
+
+
+def test_a_run_of_one_step(open_page, tmp_path):
+    info = layer("bn", 3)
+    page = open_page(bn.report(write_run(tmp_path / "run", [info], [story(info, 1)])))
+    run = open_run(tmp_path / "run")
+    check_table(page, run)
+    assert page.locator("#next").is_disabled()
+    assert page.locator("#another").is_disabled()
+    assert len(reach(page, "measured")) == len(reach(page, "learned")) == 1
+
+
+def test_a_layer_without_gamma_and_beta(open_page, tmp_path):
+    infos = [layer("plain", 3, affine=False, tracks=False), layer("bn", 2)]
+    values = [story(info, 8, i) for i, info in enumerate(infos)]
+    page = open_page(bn.report(write_run(tmp_path / "run", infos, values, probes=probe_values([3], 2, 5))))
+    assert place(page)[0] == "bn"
+    page.locator("#layer").select_option(label="plain")
+    settle(page)
+    assert "affine=False" in page.locator("#chart-learned .none").inner_text()
+    said = numbers(page)
+    for quantity in (*TRACKED, *LEARNED):
+        assert np.isnan(said[f"now-{quantity}"])
+    assert said["line-y"] == said["line-xhat"]
+    page.locator("#another").click()
+    page.locator("#layer").select_option(label="bn")
+    settle(page)
+    assert page.locator("#chart-learned .none").count() == 0
+
+
+def test_values_that_are_not_finite_leave_gaps_crosses_and_words(open_page, tmp_path):
+    info = layer("bn", 2)
+    values = story(info, 12)
+    values["batch_mean"][4:6] = np.nan
+    values["batch_var"][4:6] = np.inf
+    values["gamma"][9:] = -np.inf
+    alerts = [{"step": s, "layer": "bn", "quantity": "batch_mean", "what": "nonfinite", "count": 2} for s in (4, 5)]
+    page = open_page(bn.report(write_run(tmp_path / "run", [info], [values], alerts=alerts)))
+    crosses = [m["datum"]["step"] for m in marks(page, "measured", "symbol") if m["datum"].get("broken")]
+    assert {4, 5} <= set(crosses)
+    page.locator("#step").evaluate("(e) => { e.value = 4; e.dispatchEvent(new Event('input')) }")
+    assert [page.locator(f"#now-{name}").inner_text() for name in MEASURED] == ["NaN", "∞"]
+    page.locator("#step").evaluate("(e) => { e.value = 10; e.dispatchEvent(new Event('input')) }")
+    assert page.locator("#now-gamma").inner_text() == "−∞"
+    assert "1 with NaN or infinite values" in page.locator("#health").inner_text()
+    assert "batch_mean not finite in 2 steps, first at step 4" in page.locator("#alerts").inner_text()
+
+
+@pytest.mark.parametrize("kind", ["no layers", "no steps", "no vectors"])
+def test_a_run_with_nothing_to_draw_says_so(open_page, tmp_path, kind):
+    infos = [] if kind == "no layers" else [layer("bn", 2)]
+    path = write_run(tmp_path / "run", infos, [story(info, 4) for info in infos])
+    if kind == "no steps":
+        (path / "stats-0001.bin").write_bytes(b"")
+    if kind != "no layers":
+        (path / "vectors-0001.bin").write_bytes(b"")
+    page = open_page(bn.report(path), charts=False)
+    said = page.locator("main .card").first.inner_text()
+    assert ("no batch-norm layer" if kind == "no layers" else "No step of this run holds whole vectors") in said
