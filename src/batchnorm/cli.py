@@ -72,7 +72,7 @@ def train(
         str | None,
         typer.Option(help="Some of learned, fixed, per-batch, none, with commas between.", show_default="all four"),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.", show_default="50")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.", show_default="60")] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -81,7 +81,10 @@ def train(
             show_default="60",
         ),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="sgd 0.1, adam 0.003")] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate of the first step; it falls to 0.", show_default="sgd 0.1, adam 0.003"),
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd (momentum 0.9) or adam.", show_default="sgd")] = None,
     seed: Annotated[
         int | None,

@@ -83,10 +83,10 @@ class Experiment:
             raise LabError(f"--resume {path}: {error}") from None
         settings = Settings.from_meta(run.meta)
         for name, value in (given or {}).items():
-            there = getattr(settings, name)
-            if value != there:
-                option, joined = f"--{name.replace('_', '-')}", (",".join(there) if name == "arms" else there)
-                raise LabError(f"{option} contradicts {path}, which has {joined}; leave it out, or begin a new run")
+            asked, there = (_shown(v) for v in (value, getattr(settings, name)))
+            if asked != there:
+                option = f"--{name.replace('_', '-')} {asked}"
+                raise LabError(f"{option} contradicts {path}, which has {there}; leave it out, or begin a new run")
         data = load(settings.data)
         if run.meta.get("data_sha256") != data.sha256:
             raise LabError(f"{settings.data}: not the data that {path} was begun with; begin a new run")
@@ -155,3 +155,7 @@ def _threads(settings: Settings, data: Data) -> int:
     width = CNN_CHANNELS[0] if settings.model == "cnn" else 1
     few = settings.batch_size * math.prod(data.shape) * width < _FEW_ACTIVATIONS
     return 1 if few else torch.get_num_threads()
+
+
+def _shown(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -26,7 +26,8 @@ class Settings:
         arms: names out of `ARMS`, in the order in which they run.
         epochs: passes over the training part.
         batch_size: samples a step, at least 2: a batch of one has no variance.
-        lr: learning rate; None for the optimizer's default, 0.1 for SGD and 0.003 for Adam.
+        lr: learning rate of the first step, from which it falls linearly to 0; None for the default, 0.1 for
+            SGD and 0.003 for Adam.
         optimizer: "sgd" (with momentum 0.9) or "adam".
         seed: of the initial weights and of the batches, the same in every arm.
     Raises:
@@ -43,7 +44,7 @@ class Settings:
     data: str = "digits"
     model: str = "mlp"
     arms: tuple[str, ...] = tuple(ARMS)
-    epochs: int = 50
+    epochs: int = 60
     batch_size: int = 60
     lr: float | None = None
     optimizer: str = "sgd"

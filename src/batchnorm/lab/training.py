@@ -124,11 +124,15 @@ class Training:
         self.model.train()
         if self.pairs:
             self.pairs.select(batch)
+        # To 0 over the training: at a constant rate the last epoch's accuracy is a matter of luck, 2 points up or down.
+        rate = cast(float, self.settings.lr) * (1 - self.step / self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.model(self.data.x_train[samples]), self.data.y_train[samples])
         loss.backward()
         value = loss.item()
-        recorder.log(epoch=epoch, loss=value)
+        recorder.log(epoch=epoch, loss=value, lr=rate)
         self.optimizer.step()
         return value
 
@@ -206,6 +210,8 @@ class Training:
     def _restore(self) -> int | None:
         """Take up the last checkpoint, if there is one; returns the step to go on recording from, None to begin."""
         path = self.folder / CHECKPOINT
+        for half_written in self.folder.glob(f".{CHECKPOINT}.*"):  # by a process that was killed
+            half_written.unlink()
         if not path.is_file():
             return 0 if (self.folder / RUN).is_file() else None
         try:
