@@ -141,17 +141,17 @@ def parse(activation: str | nn.Module | type[nn.Module] | Activation | None) -> 
         return activation
     if isinstance(activation, str) and activation in NAMES:
         return Activation(activation, _SLOPED.get(activation, 0.0))
-    module = activation() if isinstance(activation, type) and activation in _MODULES else activation
-    if type(module) in _MODULES:
-        return _MODULES[type(module)](module)
-    kinds = ", ".join(kind.__name__ for kind in _MODULES)
+    module = activation() if isinstance(activation, type) and activation in MODULES else activation
+    if type(module) in MODULES:
+        return MODULES[type(module)](module)
+    kinds = ", ".join(kind.__name__ for kind in MODULES)
     raise ValueError(
         f"activation must be None, one of {', '.join(NAMES)}, or a torch.nn module of {kinds}; got {activation!r}. "
         "Apply any other activation after the layer."
     )
 
 
-_MODULES: dict[type, Callable[..., Activation]] = {
+MODULES: dict[type, Callable[..., Activation]] = {
     nn.Identity: lambda m: NONE,
     nn.ReLU: lambda m: Activation("relu"),
     nn.ReLU6: lambda m: Activation("relu6"),

@@ -45,7 +45,7 @@ def batch_norm(
         training: measure the batch; else use the running statistics.
         momentum: how much of the new enters the running statistics, 0 to 1. (Keras's momentum is 1 minus this.)
         eps: added to the variance, so in units of x squared; positive in training.
-        residual: added before the activation; of x's shape and dtype.
+        residual: added before the activation, as by +; fused where it has x's shape and dtype.
         activation: None, "relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish", "sigmoid", "tanh", or the
             torch.nn module of it.
         mask: bool, broadcastable to x without its channels, (N, *): True counts. What is False takes no part in the
@@ -100,7 +100,13 @@ def batch_norm_with_moments(
 
     Takes the momentum as a tensor too, so that a cumulative average needs no value from the device.
     """
-    _check(input, running_mean, running_var, weight, bias, training, eps, residual, mask)
+    _check(input, running_mean, running_var, weight, bias, training, eps, mask)
+    if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
+        z, moments = batch_norm_with_moments(
+            input, running_mean, running_var, weight, bias, training, momentum, eps, mask=mask
+        )
+        y = activation(z + residual)
+        return (y if mask is None else torch.where(broadcast_mask(mask, input), y, 0.0)), moments
     if not training:
         assert running_mean is not None
         assert running_var is not None
@@ -121,7 +127,6 @@ def _check(
     bias: Tensor | None,
     training: bool,
     eps: float,
-    residual: Tensor | None,
     mask: Tensor | None,
 ) -> None:
     if not x.is_floating_point():
@@ -152,11 +157,6 @@ def _check(
                 f"mixed dtype: {name} should be {x.dtype}{' or torch.float32' if low_precision else ''} beside an "
                 f"input of {x.dtype}, but got {vector.dtype}; convert the layer or the input, or use autocast"
             )
-    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-        raise RuntimeError(
-            f"residual should have the shape and dtype of the input, {tuple(x.shape)} {x.dtype}, "
-            f"but got {tuple(residual.shape)} {residual.dtype}"
-        )
     if mask is not None:
         broadcast_mask(mask, x)
     if (running_mean is None) != (running_var is None) or (not training and running_mean is None):

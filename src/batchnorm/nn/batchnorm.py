@@ -54,13 +54,21 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         """Moments of the last batch seen in train mode; None before it, and while compiled."""
         return self._measured
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        activation: str | nn.Module | Activation | None = None,
+    ) -> Tensor:
         """y = activation(gamma * (x - mean) / sqrt(var + eps) + beta + residual), 0 where the mask is False.
 
         Args:
             input: x, of the shape in the class's name: (N, C, *).
             residual: of x's shape and dtype, added before the activation.
             mask: bool, broadcastable to x without its channels: True counts.
+            activation: for this call; None for the layer's own.
         """
         self._check_input_dim(input)
         # Without running statistics there is nothing but the batch to normalise with, in eval too.
@@ -77,7 +85,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             self._next_momentum() if tracks else 0.0,
             self.eps,
             residual=residual,
-            activation=self.activation,
+            activation=self.activation if activation is None else activations.parse(activation),
             mask=mask,
         )
         # After the fact, so that an input that raises leaves the count as it was.
@@ -126,7 +134,7 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
         y = gamma * (x - mean(batch)) / sqrt(var(batch) + eps) + beta
 
     mean and var are measured on every batch and replaced by the next; running_mean and running_var track them for eval;
-    gamma and beta (`weight` and `bias`) are parameters like any other, shared by all batches and moved by the optimizer.
+    gamma and beta (`weight` and `bias`) are parameters like any other, shared by all batches, moved by the optimizer.
 
     Args:
         num_features: C.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TypeVar
 
 from torch import nn
 
 from .. import activations
 from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
+from .fuse import fuse_all, unfuse
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -19,7 +21,7 @@ _OURS: dict[type[nn.Module], type[nn.Module]] = {
 _TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
 
 
-def convert(model: Model) -> Model:
+def convert(model: Model, *, fuse: bool = False) -> Model:
     """Make every torch.nn.BatchNorm1d/2d/3d in the model ours, in place, and return the model.
 
     The layers stay the same objects and only change class: parameters, buffers, hooks, the training flag, layers shared
@@ -28,6 +30,13 @@ def convert(model: Model) -> Model:
 
     Args:
         model: any module, or a batch-norm layer itself.
+        fuse: also run each batch norm together with the activation, or the addition and the activation, that follows
+            it in the forward of the same module, wherever torch.fx can trace that forward. Modules, parameters and the
+            keys of state_dict stay; a hook put on a fused layer afterwards sees the activation's output. A module that
+            cannot be traced is named in a warning with the reason, and not fused.
+
+    Warns:
+        UserWarning: with fuse, some modules that call batch-norm layers cannot be traced.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
@@ -35,11 +44,16 @@ def convert(model: Model) -> Model:
         >>> type(convert(model)[1]).__module__, type(revert(model)[1]).__module__
         ('batchnorm.nn.batchnorm', 'torch.nn.modules.batchnorm')
     """
-    return _swap(model, _OURS)
+    model = _swap(model, _OURS)
+    if fuse:
+        refused = fuse_all(model)
+        if refused:
+            warnings.warn(f"converted, but not fused everywhere. {'; '.join(refused)}", stacklevel=2)
+    return model
 
 
 def revert(model: Model) -> Model:
-    """Undo `convert`: make every layer of ours in the model torch.nn's, in place, and return the model.
+    """Undo `convert`, fused or not: every layer of ours in the model becomes torch.nn's, in place; returns the model.
 
     Args:
         model: any module, or a batch-norm layer itself.
@@ -53,6 +67,8 @@ def revert(model: Model) -> Model:
                 f"cannot revert {name or 'the layer'}: torch.nn's layer has no activation, and this one is built with "
                 f"activation={layer.activation.name!r}. Build it without, and the activation as a module after it"
             )
+    for module in model.modules():
+        unfuse(module)
     model = _swap(model, _TORCHS)
     for layer in model.modules():
         if type(layer) in _OURS:
