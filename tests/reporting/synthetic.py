@@ -54,8 +54,9 @@ def statistics(rows: np.ndarray, absent: bool) -> np.ndarray:
     kept = np.where(finite, rows, np.nan)
     out = np.full((len(rows), 9), np.nan, np.float32)
     some = finite.any(1)
-    out[some, :7] = np.nanquantile(kept[some], [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1], axis=1).T
-    out[some, 7] = np.nanmean(kept[some], axis=1)
+    if some.any():
+        out[some, :7] = np.nanquantile(kept[some], [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1], axis=1).T
+        out[some, 7] = np.nanmean(kept[some], axis=1)
     out[:, 8] = (~finite).sum(1)
     return out
 
