@@ -255,6 +255,12 @@ def test_a_damaged_checkpoint_says_what_to_do(settings, tmp_path):
     assert Experiment.resume(tmp_path / "run").run().status == "finished"
 
 
+def test_learned_reaches_98_percent_with_the_default_settings(tmp_path):
+    # docs/lab.md has other seeds: of twelve the least was 98.3 %. Of the arms only this one is promised a figure.
+    run = Experiment.begin(Settings(arms=("learned",)), tmp_path / "run").run()
+    assert run.results["arms"]["learned"]["test_accuracy"] >= 0.98
+
+
 def test_a_folder_in_use_is_left_alone(settings, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(LabError, match="expected a new or empty folder"):

@@ -92,7 +92,7 @@ class Training:
         resume_step = self._restore()
         self._clock = self._saved = time.monotonic()
         layers = [] if self.arm == "none" else None
-        meta = {"arm": self.arm, **self.settings.to_meta()}
+        meta = {"arm": self.arm, **{k: v for k, v in self.settings.to_meta().items() if k != "arms"}}
         with watch(
             self.model, self.folder, optimizer=self.optimizer, layers=layers, meta=meta, resume_step=resume_step
         ) as recorder:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 STANDARD_ERRORS = 2.0
 # The accuracy whose first time tells the fast arms from the slow.
 MILESTONE = 0.9
+FEW_LAYERS = 4
 
 
 def summarize(run: Run) -> list[str]:
@@ -27,16 +28,14 @@ def summarize(run: Run) -> list[str]:
         run: an experiment of several arms, or any watched run.
     """
     results = {arm: found for arm, found in (run.results.get("arms") or {}).items() if isinstance(found, dict)}
-    said = _accuracy(run, results) + _speed(results)
-    main = run.main
-    if main.layers:
-        said += _moved(main, results) + _measured(main)
-    if "per-batch" in results:
-        said += _pairs(results["per-batch"])
-    return said + _unfinished(run, results)
+    samples = int(run.meta.get("test_samples", 0))
+    said = _accuracy(results, samples) + _speed(results)
+    if run.main.layers:
+        said += _moved(run.main) + _measured(run.main)
+    return said + _pairs(results, samples) + _unfinished(run, results)
 
 
-def _accuracy(run: Run, results: dict[str, Any]) -> list[str]:
+def _accuracy(results: dict[str, Any], samples: int) -> list[str]:
     """Each arm's accuracy, and what may be concluded from it."""
     scores = {arm: float(found["test_accuracy"]) for arm, found in results.items() if "test_accuracy" in found}
     if not scores:
@@ -44,24 +43,23 @@ def _accuracy(run: Run, results: dict[str, Any]) -> list[str]:
     average = {"per-batch": " (average pair)"}
     listed = ", ".join(f"{arm} {_percent(score)}{average.get(arm, '')}" for arm, score in scores.items())
     said = [f"Test accuracy: {listed}."]
-    samples = int(run.meta.get("test_samples", 0))
     if len(scores) > 1 and samples:
-        margin = max(_margin(score, samples) for score in scores.values())
+        margin = _margin(list(scores.values()), samples)
         best, worst = max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__)
-        rule = f"on {samples:,} test samples and one seed, less than {100 * margin:.1f} points may be chance"
-        if scores[best] - scores[worst] < margin:
-            said.append(f"No arm is clearly ahead at the end: {rule}.")
-        else:
-            gap = 100 * (scores[best] - scores[worst])
-            said.append(f"{_cap(best)} ended {gap:.1f} points above {worst}; {rule}.")
+        gap = scores[best] - scores[worst]
+        verdict = "No arm is clearly ahead at the end"
+        if gap >= margin:
+            verdict = f"At the end {best} is {100 * gap:.1f} points above {worst}"
+        rule = f"on {samples:,} test samples and with one seed, less than {100 * margin:.1f} points may be chance"
+        said.append(f"{verdict}: {rule}.")
     lost = [arm for arm, found in results.items() if "train_loss" in found and found["train_loss"] is None]
-    return said + [f"{_cap(arm)} diverged: its loss is no longer a finite number." for arm in lost]
+    return said + [f"The arm {arm} diverged: its loss is no longer a finite number." for arm in lost]
 
 
-def _margin(score: float, samples: int) -> float:
-    """How far two accuracies like this one, each on so many samples, may lie apart by chance."""
-    smoothed = (score * samples + 1) / (samples + 2)  # so that an accuracy of 1 has a margin too
-    return STANDARD_ERRORS * math.sqrt(2 * smoothed * (1 - smoothed) / samples)
+def _margin(scores: list[float], samples: int) -> float:
+    """How far accuracies like these, each on so many samples, may lie apart by chance."""
+    smoothed = [(score * samples + 1) / (samples + 2) for score in scores]  # so that an accuracy of 1 has a margin too
+    return STANDARD_ERRORS * max(math.sqrt(2 * p * (1 - p) / samples) for p in smoothed)
 
 
 def _speed(results: dict[str, Any]) -> list[str]:
@@ -77,7 +75,7 @@ def _speed(results: dict[str, Any]) -> list[str]:
     return [f"{_percent(MILESTONE)} was first reached: {listed} (tested once an epoch)."]
 
 
-def _moved(run: Run, results: dict[str, Any]) -> list[str]:
+def _moved(run: Run) -> list[str]:
     """How far gamma and beta are from where they began, and where they moved most."""
     distances, most, layers = {"gamma": [], "beta": []}, (0.0, ""), 0
     for layer in run.layers:
@@ -92,73 +90,93 @@ def _moved(run: Run, results: dict[str, Any]) -> list[str]:
         most = max(most, (size, layer.name))
     if not layers:
         return []
+    if most[0] == 0:
+        return ["Gamma and beta stayed where they began, at 1 and 0."]
     gamma, beta = (np.concatenate(distances[quantity]) for quantity in ("gamma", "beta"))
     said = (
         f"Learned: over {len(gamma):,} channels gamma moved from 1 by {gamma.mean():.2f} on average and by at most "
         f"{gamma.max():.2f}, beta from 0 by {beta.mean():.2f} and at most {beta.max():.2f}"
     )
-    return [said + (f"; most in {most[1]}." if layers > 1 and most[0] else ".")]
+    return [said + (f"; most in {most[1]}." if layers > 1 else ".")]
 
 
 def _measured(run: Run) -> list[str]:
     """How unlike the batches are at the same weights: the last probe, each layer's median channel."""
-    shifts, spreads, step, batches, per_channel = [], [], 0, 0, set()
+    shifts: dict[str, float] = {}
+    spreads: dict[str, float] = {}
+    step = batches = 0
     for layer in run.layers:
         steps, means = run.probes(layer.name, "batch_mean")
-        _, variances = run.probes(layer.name, "batch_var")
         if not len(steps):
             continue
-        mean, variance = means[-1].astype(np.float64), variances[-1].astype(np.float64)
-        there = np.isfinite(mean).all(1) & np.isfinite(variance).all(1)
-        mean, variance = mean[there], variance[there]
-        alive = variance.mean(0) > 0 if len(variance) else np.zeros(0, bool)
-        if len(mean) < 2 or not alive.any():
+        mean = means[-1].astype(np.float64)
+        variance = run.probes(layer.name, "batch_var")[1][-1].astype(np.float64)
+        whole = np.isfinite(mean).all(1) & np.isfinite(variance).all(1)
+        mean, variance = mean[whole], variance[whole]
+        if len(mean) < 2 or not variance.any():
             continue
-        typical = variance.mean(0)[alive]
-        shifts.append(float(np.median(mean.std(0, ddof=1)[alive] / np.sqrt(typical))))
-        spreads.append(float(np.median(variance.std(0, ddof=1)[alive] / typical)))
+        varied = variance.mean(0) > 0  # a dead channel has no deviation to compare with
+        mean, variance = mean[:, varied], variance[:, varied]
+        typical = variance.mean(0)
+        shifts[layer.name] = float(np.median(mean.std(0, ddof=1) / np.sqrt(typical)))
+        spreads[layer.name] = float(np.median(variance.std(0, ddof=1) / typical))
         step, batches = int(steps[-1]), max(batches, len(mean))
-        counts = run.counts(layer.name)
-        per_channel.add(int(counts.max()) if len(counts) else 0)
     if not shifts:
         return []
+    percents = {name: 100 * spread for name, spread in spreads.items()}
     said = (
-        f"Measured: {batches} batches at the same weights (step {step:,}) give each channel {batches} means, which "
-        f"differ by {_span(shifts, '{:.2f}')} of its standard deviation, and {batches} variances, which differ by "
-        f"{_span([100 * s for s in spreads], '{:.0f}')} % (standard deviation over batches, median channel of each "
-        "layer). Gamma and beta are the same for all of them."
+        f"Measured: in {batches} batches at the same weights (step {step:,}) the means of a channel differ by "
+        f"{_by_layer(shifts, '{:.2f}')} of its standard deviation and the variances by "
+        f"{_by_layer(percents, '{:.0f} %')} (standard deviation over batches, median channel). Gamma and beta are the "
+        "same for all of them: they move only when the optimizer steps."
     )
-    return [said, *_explained(shifts, per_channel)]
+    return [said, *_explained(run, next(iter(shifts.items())))]
 
 
-def _explained(shifts: list[float], per_channel: set[int]) -> list[str]:
-    """Where every layer has one value a sample: what drawing the samples at random does by itself."""
-    count = max(per_channel)
-    if len(per_channel) != 1 or count < 2:
+def _explained(run: Run, first: tuple[str, float]) -> list[str]:
+    """Where the first layer has one value a sample: what drawing the samples at random does by itself."""
+    name, shift = first
+    counts = run.counts(name)
+    count = int(counts.max()) if len(counts) else 0
+    if count < 2 or count != run.meta.get("batch_size"):
         return []
     chance = 1 / math.sqrt(count)
-    if max(shifts) > 1.5 * chance or min(shifts) < chance / 1.5:
+    if not 2 / 3 < shift / chance < 3 / 2:
         return []
-    return [f"That is what drawing {count} values at random does: 1 / sqrt({count}) = {chance:.2f}."]
+    return [
+        f"In {name} that is what drawing {count} samples at random does to a mean: 1 / sqrt({count}) = {chance:.2f}."
+    ]
 
 
-def _pairs(found: dict[str, Any]) -> list[str]:
+def _pairs(results: dict[str, Any], samples: int) -> list[str]:
     """What became of one pair a batch."""
+    found = results.get("per-batch") or {}
     single, spread = found.get("single_pair_accuracy"), found.get("pair_spread")
     if not single or not spread:
         return []
-    pairs = len(single["all"])
-    said = (
-        f"Per-batch: each of {pairs} batches owns its gamma and beta, moved once an epoch. The pairs differ by "
-        f"{spread['gamma_std']:.3f} in gamma and {spread['beta_std']:.3f} in beta (standard deviation over pairs, mean "
-        "of the channels)."
+    pairs, steps = len(single["all"]), int(found["steps"])
+    owned = (
+        f"Per-batch: each of {pairs:,} batches keeps its samples and owns a gamma and beta a channel, which moved "
+        f"{steps // pairs:,} times in {steps:,} steps. The pairs differ by {spread['gamma_std']:.3f} in gamma and "
+        f"{spread['beta_std']:.3f} in beta (standard deviation over pairs, mean of the channels)."
     )
     tested = (
-        f"A new sample belongs to none of the batches: with the average pair {_percent(found['test_accuracy'])} are "
-        f"right, with single pairs {_percent(single['min'])} to {_percent(single['max'])}, median "
+        f"A new sample belongs to none of those batches: the average pair gets {_percent(found['test_accuracy'])} "
+        f"right, single pairs {_percent(single['min'])} to {_percent(single['max'])}, median "
         f"{_percent(single['median'])}."
     )
-    return [said, tested]
+    return [owned, tested, *_worth_it(results, samples, pairs)]
+
+
+def _worth_it(results: dict[str, Any], samples: int, pairs: int) -> list[str]:
+    """Whether owning a pair gained anything over sharing one."""
+    if "learned" not in results or not samples:
+        return []
+    own, shared = (float(results[arm]["test_accuracy"]) for arm in ("per-batch", "learned"))
+    verdict = "gained nothing that this test can tell"
+    if abs(own - shared) >= _margin([own, shared], samples):
+        verdict = f"ended {100 * abs(own - shared):.1f} points {'above' if own > shared else 'below'} one shared pair"
+    return [f"Owning a pair {verdict}, for {pairs:,} times as many gammas and betas."]
 
 
 def _unfinished(run: Run, results: dict[str, Any]) -> list[str]:
@@ -173,14 +191,12 @@ def _last_finite(vectors: np.ndarray) -> np.ndarray | None:
     return vectors[whole[-1]] if len(whole) else None
 
 
-def _span(values: list[float], pattern: str) -> str:
-    low, high = pattern.format(min(values)), pattern.format(max(values))
-    return low if low == high else f"{low} to {high}"
+def _by_layer(values: dict[str, float], pattern: str) -> str:
+    """Each layer's figure where there are few, else the range of them."""
+    if len(values) <= FEW_LAYERS:
+        return ", ".join(f"{pattern.format(value)} ({name})" for name, value in values.items())
+    return f"{pattern.format(min(values.values()))} to {pattern.format(max(values.values()))}"
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _cap(name: str) -> str:
-    return name[:1].upper() + name[1:]

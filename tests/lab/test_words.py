@@ -1,0 +1,141 @@
+"""The sentences of a run, against figures worked out by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batchnorm.reporting.words import summarize
+
+
+class Recorded:
+    """Stands in for a run: one layer of two channels, with the vectors and probes that it is given."""
+
+    def __init__(self, gamma: Any, beta: Any, means: Any = (), variances: Any = (), count: int = 4) -> None:
+        self.layers = [SimpleNamespace(name="bn")]
+        self.main, self.meta, self.results, self.status = self, {"batch_size": 4}, {}, "finished"
+        self._vectors = {"gamma": np.array(gamma, np.float32), "beta": np.array(beta, np.float32)}
+        self._probes = {"batch_mean": np.array([means], np.float32), "batch_var": np.array([variances], np.float32)}
+        self._count = count
+
+    def vectors(self, layer: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+        values = self._vectors[quantity]
+        return np.arange(len(values)), values
+
+    def probes(self, layer: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+        values = self._probes[quantity]
+        return (np.array([7]), values) if values.size else (np.zeros(0), np.zeros((0, 0, 0)))
+
+    def counts(self, layer: str) -> np.ndarray:
+        return np.array([self._count, 2])
+
+
+def experiment(arms: dict[str, dict[str, Any]], samples: int = 1000) -> SimpleNamespace:
+    main = SimpleNamespace(layers=[])
+    return SimpleNamespace(main=main, results={"arms": arms}, meta={"test_samples": samples}, status="running")
+
+
+def test_how_far_gamma_and_beta_moved():
+    # The last row is torn by NaN: the one before it counts. |gamma - 1| is 0.5 and 0.1, |beta| 0 and 0.2.
+    run = Recorded(gamma=[[1, 1], [1.5, 0.9], [np.nan, 1]], beta=[[0, 0], [0, -0.2]])
+    (line,) = summarize(run)
+    assert line == (
+        "Learned: over 2 channels gamma moved from 1 by 0.30 on average and by at most 0.50, beta from 0 by 0.10 and "
+        "at most 0.20."
+    )
+
+
+def test_what_did_not_move_is_not_said_to_have_learned():
+    assert summarize(Recorded([[1, 1]], [[0, 0]])) == ["Gamma and beta stayed where they began, at 1 and 0."]
+
+
+def test_how_unlike_the_batches_are():
+    # Means of channel 0: 0, 1, 2, of channel 1: 0, 0, 0; deviations 1 and 0 of channels of variance 4 and 4: 0.5 and 0,
+    # median 0.25. Variances 2, 4, 6 and 4, 4, 4: deviations 2 / 4 and 0, median 25 %.
+    run = Recorded([[1, 1]], [[0, 0]], means=[[0, 0], [1, 0], [2, 0]], variances=[[2, 4], [4, 4], [6, 4]], count=16)
+    line = summarize(run)[1]
+    assert (
+        "in 3 batches at the same weights (step 7) the means of a channel differ by 0.25 (bn) of its standard" in line
+    )
+    assert "the variances by 25 % (bn)" in line
+    assert len(summarize(run)) == 2
+
+
+@pytest.mark.parametrize(("scale", "said"), [(1.0, True), (0.1, False), (10.0, False)])
+def test_chance_is_named_only_where_it_fits(scale, said):
+    # Standard normal data in batches of 4: means differ by 1 / sqrt(4) = 0.5.
+    means = scale * np.array([[-0.5, -0.5], [0, 0], [0.5, 0.5]])
+    run = Recorded([[1, 1]], [[0, 0]], means=means, variances=np.ones((3, 2)))
+    assert any("1 / sqrt(4) = 0.50" in line for line in summarize(run)) == said
+
+
+def test_dead_channels_have_no_part_in_it():
+    means, variances = [[0, 5], [1, 5]], [[1, 0], [1, 0]]
+    line = summarize(Recorded([[1, 1]], [[0, 0]], means=means, variances=variances))[1]
+    assert "differ by 0.71 (bn)" in line  # the deviation of 0 and 1
+
+
+def test_accuracies_that_differ_by_chance_are_not_ranked():
+    # Two standard errors of a difference of two shares of 98 % of 1,000: 2 sqrt(2 * 0.98 * 0.02 / 1000) = 1.25 points.
+    lines = summarize(experiment({"learned": {"test_accuracy": 0.985}, "none": {"test_accuracy": 0.98}}))
+    assert lines[0] == "Test accuracy: learned 98.5 %, none 98.0 %."
+    assert lines[1].startswith(
+        "No arm is clearly ahead at the end: on 1,000 test samples and with one seed, less than 1.3 "
+    )
+    lines = summarize(experiment({"learned": {"test_accuracy": 0.985}, "none": {"test_accuracy": 0.95}}))
+    assert lines[1].startswith("At the end learned is 3.5 points above none: ")
+
+
+def test_speed_and_divergence():
+    curve = {"step": [10, 20], "test_accuracy": [0.5, 0.95], "loss": [1, 1]}
+    slow = {"step": [10, 20], "test_accuracy": [0.1, 0.2], "loss": [1, None]}
+    arms = {
+        "learned": {"test_accuracy": 0.95, "train_loss": 0.1, "curve": curve},
+        "none": {"test_accuracy": 0.2, "train_loss": None, "curve": slow},
+    }
+    text = "\n".join(summarize(experiment(arms)))
+    assert "90.0 % was first reached: learned by step 20, none never (tested once an epoch)." in text
+    assert "The arm none diverged: its loss is no longer a finite number." in text
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "verdict"),
+    [
+        (0.98, "Owning a pair gained nothing that this test can tell, for 3 times as many gammas and betas."),
+        (0.90, "Owning a pair ended 8.0 points below one shared pair, for 3 times"),
+    ],
+)
+def test_pairs(accuracy, verdict):
+    single = {"min": 0.9, "median": 0.95, "max": 0.99, "all": [0.9, 0.95, 0.99], "samples": 1000}
+    spread = {"gamma_std": 0.0123, "beta_std": 0.5}
+    per_batch = {
+        "test_accuracy": accuracy,
+        "steps": 30,
+        "single_pair_accuracy": single,
+        "pair_spread": spread,
+    }
+    lines = summarize(experiment({"learned": {"test_accuracy": 0.98}, "per-batch": per_batch}))
+    text = "\n".join(lines)
+    assert (
+        "each of 3 batches keeps its samples and owns a gamma and beta a channel, which moved 10 times in 30 steps"
+        in text
+    )
+    assert "The pairs differ by 0.012 in gamma and 0.500 in beta" in text
+    assert f"the average pair gets {100 * accuracy:.1f} % right, single pairs 90.0 % to 99.0 %, median 95.0 %." in text
+    assert lines[-1].startswith(verdict)
+
+
+def test_what_is_missing_is_said():
+    run = experiment({"learned": {"test_accuracy": 0.9}})
+    run.meta["arms"] = ["learned", "none"]
+    assert summarize(run)[-1] == "No results yet from none: the run is running."
+
+
+def test_no_torch():
+    code = "import sys, batchnorm.reporting.words; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
