@@ -16,6 +16,7 @@ from ._hooks import Moment, measure
 from .schema import F4, LayerInfo
 
 
+@np.errstate(all="ignore")
 def probe(
     model: nn.Module,
     layers: Sequence[tuple[LayerInfo, nn.Module]],
@@ -54,7 +55,6 @@ def _measuring(moments: list[Moment]) -> Callable[..., None]:
     return hook
 
 
-@np.errstate(all="ignore")
 def _pool(info: LayerInfo, moments: list[Moment]) -> np.ndarray:
     pooled, count = np.full((2, info.channels), np.nan), 0
     for moment in moments:

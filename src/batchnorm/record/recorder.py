@@ -47,7 +47,8 @@ def watch(
     Args:
         model: what is called in the training loop, wrapped (compiled, DistributedDataParallel) or not.
         log_dir: a new folder for the run; None for runs/<date>-<time>.
-        optimizer: whose steps are counted, and whose gradients are read as it is about to use them.
+        optimizer: whose steps are counted, and whose gradients are read as it is about to use them. A model that is
+            compiled from within, by model.compile() or after this, needs it.
         every: record every so manieth step.
         layers: names of the layers to watch, or patterns such as "encoder.*"; None for all, [] for none (`log` only).
         meta: anything JSON can hold, kept in run.json.
@@ -59,7 +60,7 @@ def watch(
 
     Raises:
         ValueError: no batch-norm layer, or none of a name in `layers`; a lazy layer that has not seen a batch;
-            `resume_step` on a run of other layers.
+            a model compiled in place without an optimizer; `resume_step` on a run of other layers.
         FileExistsError: log_dir holds a run already, and `resume_step` is None.
         FileNotFoundError: `resume_step` is given, and log_dir holds no run.
 
@@ -86,6 +87,10 @@ def watch(
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; "
             "give the one inside, if it is a wrapper"
+        )
+    if optimizer is None and getattr(model, "_compiled_call_impl", None) is not None:
+        raise ValueError(
+            "a model compiled in place, by model.compile(), calls no hooks: give optimizer= to count its steps"
         )
     chosen = choose(model, layers)
     infos = [info for info, _ in chosen]
