@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import activations
@@ -110,6 +111,8 @@ def batch_norm_with_moments(
     if not training:
         assert running_mean is not None
         assert running_var is not None
+        if _exports() and mask is None:
+            return _standard(input, running_mean, running_var, weight, bias, eps, residual, activation), None
         mean, rstd = running_mean.double(), torch.rsqrt(running_var.double() + eps)
         return normalize(input, weight, bias, residual, mask, mean, rstd, activation), None
     y, count, mean, m2 = measure_and_normalize(input, weight, bias, residual, mask, eps, activation)
@@ -117,6 +120,28 @@ def batch_norm_with_moments(
         assert running_var is not None
         steps.track(running_mean, running_var, count, mean, m2, momentum)
     return y, Moments(count, mean, m2)
+
+
+def _exports() -> bool:
+    """Whether the model is being written down for a program that has none of our operators."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+
+
+def _standard(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    activation: Activation,
+) -> Tensor:
+    """Eval in torch's own operators: what exporters know as BatchNormalization, Add, Relu."""
+    if weight is not None and weight.dtype != running_mean.dtype:  # torch wants one dtype for all vectors
+        running_mean, running_var = running_mean.to(weight.dtype), running_var.to(weight.dtype)
+    z = F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+    return activation(z if residual is None else z + residual)
 
 
 def _check(

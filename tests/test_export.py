@@ -1,0 +1,73 @@
+"""Eval models written down for programs that have none of our operators: torch.export, ONNX, torch.jit.trace."""
+
+import warnings
+
+import onnx.reference
+import pytest
+import torch
+from cases import make
+from torch import nn
+
+import batchnorm as bn
+
+
+def model(**options):
+    layer = bn.BatchNorm2d(3, **options)
+    layer(make((4, 3, 5, 6)))
+    return layer.eval()
+
+
+def nodes(exported):
+    return [n.target for n in exported.run_decompositions().graph.nodes if n.op == "call_function"]
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")  # torch's own
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"activation": "relu"}])
+def test_torch_export_holds_torchs_operators_only(options):
+    layer, x = model(**options), make((2, 3, 5, 6))
+    exported = torch.export.export(layer, (x,))
+    names = [str(target) for target in nodes(exported)]
+    assert any("native_batch_norm" in name for name in names)
+    assert not any("batchnorm." in name for name in names)
+    assert any("relu" in name for name in names) == ("activation" in options)
+    torch.testing.assert_close(exported.module()(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_torch_export_of_a_low_precision_model():
+    layer, x = model(activation="silu").bfloat16(), make((2, 3, 5, 6), torch.bfloat16)
+    exported = torch.export.export(layer, (x,))
+    torch.testing.assert_close(exported.module()(x), layer(x), rtol=2**-6, atol=2**-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, ["BatchNormalization"]), ({"activation": "relu"}, ["BatchNormalization", "Relu"])],
+)
+def test_onnx_gets_the_standard_node(options, expected):
+    layer, x = model(**options), make((2, 3, 5, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        program = torch.onnx.export(layer, (x,), dynamo=True, verbose=False)
+    proto = program.model_proto
+    assert [node.op_type for node in proto.graph.node] == expected
+    (y,) = onnx.reference.ReferenceEvaluator(proto).run(None, {proto.graph.input[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_onnx_of_a_fused_residual_adds_before_it_activates():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return (self.bn(x) + x).relu()
+
+    block, x = bn.convert(Block(), fuse=True).eval(), make((2, 3, 5, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(block, (x,), dynamo=True, verbose=False)
+    proto = program.model_proto
+    assert [node.op_type for node in proto.graph.node] == ["BatchNormalization", "Add", "Relu"]
+    (y,) = onnx.reference.ReferenceEvaluator(proto).run(None, {proto.graph.input[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), block(x), rtol=1e-5, atol=1e-5)
