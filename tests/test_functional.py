@@ -333,7 +333,7 @@ def test_a_mistake_raises_what_torch_raises(error, message, arguments):
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
-        (RuntimeError, "must match the size", {"residual": torch.zeros(4, 3, 2)}),
+        (RuntimeError, "broadcast", {"residual": torch.zeros(4, 3, 2)}),
         (ValueError, "activation must be", {"activation": "swish"}),
         (ValueError, "activation must be", {"activation": nn.Softplus()}),
         (ValueError, "bool mask", {"mask": torch.ones(4, 5)}),

@@ -103,6 +103,7 @@ def batch_norm_with_moments(
     """
     _check(input, running_mean, running_var, weight, bias, training, eps, mask)
     if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
+        torch.broadcast_shapes(residual.shape, input.shape)  # raises, before anything is tracked, what + would raise
         z, moments = batch_norm_with_moments(
             input, running_mean, running_var, weight, bias, training, momentum, eps, mask=mask
         )
