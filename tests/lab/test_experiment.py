@@ -277,9 +277,31 @@ def test_divergence_is_written_as_json(source, tmp_path):
 
 
 def test_threads_are_as_before(settings, tmp_path):
+    seen, before = set(), torch.get_num_threads()
     torch.set_num_threads(2)
-    Experiment.begin(Settings(**{**settings.to_meta(), "epochs": 1, "arms": ["none"]}), tmp_path / "run").run()
-    assert torch.get_num_threads() == 2
+    try:
+        experiment = Experiment.begin(Settings(**{**settings.to_meta(), "arms": ["none"]}), tmp_path / "run")
+        experiment.run(lambda tick: seen.add(torch.get_num_threads()))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}  # a network this small is faster so
+
+
+def test_a_failed_training_says_so_and_can_be_resumed(settings, whole, tmp_path):
+    def fail(tick):
+        if tick.arm == "fixed":
+            raise RuntimeError("the machine is on fire")
+
+    with pytest.raises(RuntimeError, match="on fire"):
+        Experiment.begin(settings, tmp_path / "run").run(fail)
+    failed = bn.open_run(tmp_path / "run")
+    assert [failed.status, failed.arms["learned"].status, failed.arms["fixed"].status] == [
+        "failed",
+        "finished",
+        "failed",
+    ]
+    assert_same(Experiment.resume(tmp_path / "run").run(), whole)
 
 
 @pytest.mark.parametrize(

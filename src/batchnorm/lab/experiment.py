@@ -93,7 +93,7 @@ class Experiment:
         if run.meta.get("torch") != torch.__version__:
             began = run.meta.get("torch")
             warnings.warn(f"begun with torch {began}, resumed with {torch.__version__}: bits may differ", stacklevel=2)
-        return cls(run.path, settings, data, run.created, int(run.meta["threads"]), run.results.get("arms", {}))
+        return cls(run.path, settings, data, run.created, run.meta.get("threads", 1), run.results.get("arms", {}))
 
     def run(
         self,
