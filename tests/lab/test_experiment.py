@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import batchnorm as bn
-from batchnorm.lab import ARMS, Experiment, LabError, Settings, build, load
+from batchnorm.lab import ARMS, Experiment, LabError, Settings, Training, build, load
 from batchnorm.lab.evaluation import weights_sha256
 from batchnorm.lab.training import CHECKPOINT
 
@@ -141,6 +142,18 @@ def test_checkpoint_holds_the_final_weights(whole):
         assert weights_sha256(state["tensors"].items()) == hashes(whole)[arm]
         assert (state["step"], state["epoch"]) == (STEPS, EPOCHS)
         assert {"optimizer", "generator"} <= set(state)
+
+
+def test_a_checkpoint_is_never_ahead_of_the_records(settings, tmp_path, monkeypatch):
+    found = []
+
+    def look_instead(path, data):
+        step = torch.load(io.BytesIO(data), weights_only=True)["step"]
+        found.append((step, bn.open_run(path.parent).steps.tolist() == list(range(step))))
+
+    monkeypatch.setattr("batchnorm.lab.training.write_atomically", look_instead)
+    Training("learned", load(settings.data), settings, tmp_path / "run", checkpoint_seconds=0.0).run()
+    assert found == [(step, True) for step in range(1, STEPS + 1)]
 
 
 def test_digest_sees_every_bit():
