@@ -411,6 +411,16 @@ def test_the_default_folder(tmp_path, monkeypatch):
     assert {run.path for run in list_runs("runs")} == {w.path, again.path}
 
 
+def test_flush_puts_every_step_taken_on_disk(tmp_path):
+    model = build()
+    optimizer = sgd(model)
+    with bn.watch(model, tmp_path, optimizer=optimizer) as w:
+        for k, x in enumerate(batches(5)):
+            step(model, optimizer, x)
+            w.flush()
+            assert bn.open_run(tmp_path).steps.tolist() == list(range(k + 1))
+
+
 def test_a_full_disk_stops_the_recording_and_not_the_training(tmp_path, monkeypatch):
     from batchnorm.record.journal import Journal
 

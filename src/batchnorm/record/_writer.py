@@ -45,7 +45,7 @@ class Writer:
         self._queue: deque[Snapshot | tuple[int, np.ndarray]] = deque()
         self._capacity = max(4, min(256, _QUEUE_BYTES // max(1, vectors)))
         self._submitted = self._written = 0  # each moved by one thread alone
-        self._wake = threading.Event()
+        self._wake, self._hurry = threading.Event(), threading.Event()
         self._closing = False
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="batchnorm-recorder", daemon=True)
@@ -54,20 +54,23 @@ class Writer:
     def submit(self, item: Snapshot | tuple[int, np.ndarray]) -> None:
         """Queue a snapshot, or the (batches, numbers) of a probe at a step; waits while the queue is full."""
         while len(self._queue) >= self._capacity and self.error is None:
-            self._wake.set()
+            self._hurry.set()
             time.sleep(0.001)
         self._submitted += 1
         self._queue.append(item)
+        if not self._wake.is_set():
+            self._wake.set()
 
     def flush(self) -> None:
         """Wait until all that was submitted is with the operating system, which no kill of the process undoes."""
         while self._written < self._submitted and self.error is None:
-            self._wake.set()
+            self._hurry.set()
             time.sleep(0.001)
 
     def close(self) -> None:
         """Write what is queued, and close the files."""
         self._closing = True
+        self._hurry.set()
         self._wake.set()
         self._thread.join()
 
@@ -75,9 +78,12 @@ class Writer:
         try:
             closing = False
             while not closing:
-                self._wake.wait(_LINGER_SECONDS)
+                self._wake.wait()
+                self._hurry.wait(_LINGER_SECONDS)
+                # In this order: what is queued from here on wakes the thread again.
+                closing = self._closing
+                self._hurry.clear()
                 self._wake.clear()
-                closing = self._closing  # before draining, so that nothing queued earlier is missed
                 self._drain()
         except Exception as error:  # handed to the training thread, which must not die of a full disk
             self.error = error

@@ -1,0 +1,161 @@
+"""What recording costs: watched and unwatched training steps, in turns, in one process.
+
+    python benchmarks/record.py [--pairs 15] [--threads 1]
+
+prints a table and writes it to benchmarks/results/record.md. Blocks of watched and of unwatched steps alternate, so
+that whatever else the machine does falls on both. The overhead is the median, over the pairs of neighbouring blocks, of
+the ratio of their median steps. Beside it stand CPU times, which a busy machine disturbs less: what recording adds to
+the training thread, and what the writer's thread uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import tempfile
+import threading
+import time
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import batchnorm as bn
+
+RESULTS = Path(__file__).parent / "results" / "record.md"
+BLOCK_SECONDS = 1.0
+
+
+def mlp() -> tuple[nn.Module, Tensor]:
+    """Ioffe & Szegedy 2015, 4.1: three layers of 100 sigmoid units, batches of 60 images of 28x28."""
+    layers: list[nn.Module] = []
+    for a, b in pairwise([784, 100, 100, 100]):
+        layers += [nn.Linear(a, b), nn.BatchNorm1d(b), nn.Sigmoid()]
+    return nn.Sequential(*layers, nn.Linear(100, 10)), torch.randn(60, 784)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(a, b, 3, b // a, 1, bias=False), nn.BatchNorm2d(b)
+        self.conv2, self.bn2 = nn.Conv2d(b, b, 3, 1, 1, bias=False), nn.BatchNorm2d(b)
+        self.short = nn.Identity() if a == b else nn.Conv2d(a, b, 1, b // a, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(y + self.short(x))
+
+
+def resnet20() -> tuple[nn.Module, Tensor]:
+    """He et al. 2016, 4.2: 19 batch-norm layers of 16 to 64 channels, batches of 64 images of 32x32."""
+    blocks = [Block(a, b) for a, b in pairwise([16, 16, 16, 16, 32, 32, 32, 64, 64, 64])]
+    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    return nn.Sequential(*stem, *blocks, *head), torch.randn(64, 3, 32, 32)
+
+
+class Training:
+    """A model and its steps, on one batch: what a batch holds makes no difference to the time."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        self.model, self.x = model, x
+        self.target = torch.randint(10, (len(x),))
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def block(self, steps: int) -> tuple[float, float]:
+        """Take so many steps; returns the median step in seconds, and the CPU seconds of this thread a step."""
+        times, cpu = [], time.thread_time()
+        for _ in range(steps):
+            begin = time.perf_counter()
+            self.optimizer.zero_grad()
+            nn.functional.cross_entropy(self.model(self.x), self.target).backward()
+            self.optimizer.step()
+            times.append(time.perf_counter() - begin)
+        return statistics.median(times), (time.thread_time() - cpu) / steps
+
+    def watched_block(self, steps: int, every: int) -> tuple[float, float, float]:
+        """The same, watched; and the CPU seconds of the writer's thread a step."""
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            bn.watch(self.model, folder, optimizer=self.optimizer, every=every),
+        ):
+            step, cpu = self.block(steps)
+            (writer,) = (thread for thread in threading.enumerate() if thread.name == "batchnorm-recorder")
+            assert writer.ident is not None
+            return step, cpu, time.clock_gettime(time.pthread_getcpuclockid(writer.ident)) / steps
+
+
+def measure(training: Training, every: int, pairs: int) -> dict[str, float]:
+    """Medians over pairs of blocks, in milliseconds and per cent."""
+    warm, _ = training.block(5)
+    steps = max(3, round(BLOCK_SECONDS / warm))
+    training.watched_block(steps, every)
+    rows = []
+    for k in range(pairs):
+        # Who goes first changes in turns: a drift of the machine's speed then cancels.
+        if k % 2:
+            bare, watched = training.block(steps), training.watched_block(steps, every)
+        else:
+            watched, bare = training.watched_block(steps, every), training.block(steps)
+        rows.append((bare[0], watched[0] / bare[0] - 1, watched[1] - bare[1], watched[2]))
+    step, overhead, thread, writer = (statistics.median(column) for column in zip(*rows, strict=True))
+    low, _, high = statistics.quantiles([row[1] for row in rows], n=4)
+    return {
+        "step": step * 1e3,
+        "overhead": overhead * 100,
+        "low": low * 100,
+        "high": high * 100,
+        "thread": thread * 1e3,
+        "writer": writer * 1e3,
+    }
+
+
+def cpu_name() -> str:
+    """The processor, as the system calls it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    lines = [
+        "# What recording costs",
+        "",
+        f"`python benchmarks/record.py --pairs {options.pairs} --threads {options.threads}`, {date.today()}: "
+        f"{cpu_name()}, torch {torch.__version__}, Python {platform.python_version()}, {options.threads} thread(s).",
+        "Medians over pairs of blocks, watched and unwatched in turns; in brackets the middle half of the pairs.",
+        "",
+        "| model | layers | every | step, ms | overhead, % | training thread, CPU ms a step | writer, CPU ms a step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, build, ours, every in (
+        ("mlp", mlp, False, 1),
+        ("mlp", mlp, False, 10),
+        ("resnet20", resnet20, False, 1),
+        ("resnet20", resnet20, True, 1),
+    ):
+        model, x = build()
+        found = measure(Training(bn.convert(model) if ours else model, x), every, options.pairs)
+        lines.append(
+            f"| {name} | {'batchnorm' if ours else 'torch.nn'} | {every} | {found['step']:.2f} "
+            f"| {found['overhead']:+.1f} ({found['low']:+.1f} to {found['high']:+.1f}) "
+            f"| {found['thread']:+.3f} | {found['writer']:.3f} |"
+        )
+        print(lines[-1], flush=True)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
