@@ -8,7 +8,8 @@ import pytest
 import torch
 from cases import make
 from compare import assert_close
-from models import BasicBlock, Functional, small_mobilenet, small_resnet
+from models import Functional, small_mobilenet, small_resnet
+from networks import BasicBlock
 from torch import nn
 
 import batchnorm as bn

@@ -1,0 +1,98 @@
+"""What whole training steps gain: torch's layers against ours, fused, in turns, in one process.
+
+    python benchmarks/model.py [--batch 32] [--pairs 12]
+
+prints a table and writes it to benchmarks/results/model.md. Both models start from the same weights and take the same
+steps in turns; the ratio is the median over pairs of neighbouring steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import statistics
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+from networks import mobilenet_v2, resnet18
+from torch import Tensor, nn
+
+import batchnorm as bn
+
+RESULTS = Path(__file__).parent / "results" / "model.md"
+
+
+class Training:
+    """A model, its optimizer, and one batch of random images."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        self.model, self.x = model, x
+        self.target = torch.arange(len(x)) % 10
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def step(self) -> float:
+        """One training step; returns its seconds."""
+        begin = time.perf_counter()
+        self.optimizer.zero_grad()
+        nn.functional.cross_entropy(self.model(self.x), self.target).backward()
+        self.optimizer.step()
+        return time.perf_counter() - begin
+
+
+def compare(build: type | object, memory_format: torch.memory_format, batch: int, pairs: int) -> tuple[float, ...]:
+    """Median seconds of a step with torch's layers and with ours, and the quartiles of the paired ratio."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, 3, 32, 32).to(memory_format=memory_format)
+    theirs = build().to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    ours = bn.convert(copy.deepcopy(theirs), fuse=True)
+    a, b = Training(theirs, x), Training(ours, x)
+    for _ in range(2):
+        a.step()
+        b.step()
+    times = []
+    for k in range(pairs):
+        # Who goes first changes in turns, so that a drift of the machine's speed cancels.
+        if k % 2:
+            second, first = b.step(), a.step()
+        else:
+            first, second = a.step(), b.step()
+        times.append((first, second))
+    low, middle, high = statistics.quantiles([first / second for first, second in times], n=4)
+    return *(statistics.median(column) for column in zip(*times, strict=True)), low, middle, high
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=12)
+    options = parser.parse_args()
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    lines = [
+        "# Whole training steps",
+        "",
+        f"`python benchmarks/model.py --batch {options.batch} --pairs {options.pairs}`, {date.today()}: {names[0]}, "
+        f"{len(names)} cores, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{torch.get_num_threads()} threads. Images of 32x32, float32; ours is `convert(model, fuse=True)`.",
+        "",
+        "| model | layout | torch, ms | ours, ms | faster by (quartiles of pairs) |",
+        "|---|---|---|---|---|",
+    ]
+    print("\n".join(lines), flush=True)
+    for build in (mobilenet_v2, resnet18):
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            theirs, ours, low, middle, high = compare(build, memory_format, options.batch, options.pairs)
+            layout = str(memory_format).removeprefix("torch.").removesuffix("_format")
+            lines.append(
+                f"| {build.__name__} | {layout} | {theirs * 1e3:.0f} | {ours * 1e3:.0f} "
+                f"| {middle:.2f}x ({low:.2f} to {high:.2f}) |"
+            )
+            print(lines[-1], flush=True)
+    RESULTS.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
