@@ -168,3 +168,22 @@ def report(
         print_json(written)
     else:
         print("\n".join(written.values()))
+
+
+@app.command()
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="New or empty folder for the files.", show_default=False)],
+    format: Annotated[str, typer.Option(help="parquet, arrow, csv or tensorboard.")] = "parquet",
+    as_json: AsJson = False,
+) -> None:
+    """Write what a run recorded as Parquet, Arrow, CSV or TensorBoard files."""
+    from .record import open_run
+    from .record.export import export as write_export
+
+    with one_line_errors():
+        written = str(write_export(open_run(run), out, format))
+    if as_json:
+        print_json({"export": written})
+    else:
+        print(written)
