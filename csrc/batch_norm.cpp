@@ -74,31 +74,31 @@ class Runner {
     return p_.mask ? std::count(p_.mask, p_.mask + samples, true) : samples;
   }
 
-  void forward(double* mean, double* m2, bool then_normalize, double eps) {
-    const int64_t operands = p_.residual.data ? 2 : 1;
+  void measure(double* mean, double* m2) { forward(mean, m2, /*eps=*/0, nullptr); }
+
+  // Then normalizes, unless there is no rstd to fill.
+  void forward(double* mean, double* m2, double eps, double* rstd) {
+    const double n = static_cast<double>(std::max<int64_t>(count_, 1));
     passes(
-        merge_moments, [this](const Region& region, Partial out) { measure_block(region, out); },
+        merge_moments, [this](int64_t tile, int64_t piece, Partial out) { measure_piece(tile, piece, out); },
         [=](int64_t channel, int64_t channels, Partial total) {
           std::copy_n(total.first, channels, mean + channel);
           std::copy_n(total.second, channels, m2 + channel);
+          for (int64_t c = channel; rstd && c < channel + channels; ++c) rstd[c] = 1 / std::sqrt(m2[c] / n + eps);
         },
-        then_normalize, operands,
-        [=, this](int64_t tile, int64_t piece) {
-          const double n = static_cast<double>(count_);
-          normalize_piece(tile, piece, mean, [=](int64_t c) { return 1 / std::sqrt(m2[c] / n + eps); });
-        });
+        /*then_map=*/rstd != nullptr, /*operands=*/p_.residual.data ? 2 : 1,
+        [=, this](int64_t tile, int64_t piece) { normalize_piece(tile, piece, mean, rstd); });
   }
 
   void normalize(const double* mean, const double* rstd) {
-    each_piece([=, this](int64_t tile, int64_t piece) {
-      normalize_piece(tile, piece, mean, [=](int64_t c) { return rstd[c]; });
-    });
+    each_piece([=, this](int64_t tile, int64_t piece) { normalize_piece(tile, piece, mean, rstd); });
   }
 
   void backward(const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat, bool then_apply) {
     const double n = static_cast<double>(std::max<int64_t>(count_, 1));
     passes(
-        merge_sums, [=, this](const Region& region, Partial out) { reduce_block(region, mean, rstd, out); },
+        merge_sums,
+        [=, this](int64_t tile, int64_t piece, Partial out) { reduce_piece(tile, piece, mean, rstd, out); },
         [=](int64_t channel, int64_t channels, Partial total) {
           for (int64_t c = 0; c < channels; ++c) {
             sum_dz[channel + c] = total.first[c];
@@ -140,13 +140,9 @@ class Runner {
 
   // Reduces every tile, piece by piece, and then maps it, at once where a tile stays in cache between the two. Either way
   // a tile's pieces are merged in the same order.
-  template <class Merge, class Block, class Finish, class Map>
-  void passes(Merge merge, const Block& block, const Finish& finish, bool then_map, int64_t operands, const Map& map) {
+  template <class Merge, class Reduce, class Finish, class Map>
+  void passes(Merge merge, const Reduce& reduce, const Finish& finish, bool then_map, int64_t operands, const Map& map) {
     Partials partials(cut_, p_.shape.channels);
-    const auto reduce_piece = [&](int64_t tile, int64_t piece) {
-      const int64_t first = piece * cut_.piece_blocks, last = std::min(first + cut_.piece_blocks, cut_.blocks);
-      for (int64_t b = first; b < last; ++b) block(cut_.block(tile, b), partials.at(tile, piece));
-    };
     const auto merge_tile = [&](int64_t tile) {
       const int64_t channel = tile * cut_.tile_channels;
       const int64_t channels = std::min(cut_.tile_channels, p_.shape.channels - channel);
@@ -159,7 +155,7 @@ class Runner {
     if (resident || p_.shape.values() < 2 * least_parallel) {
       share(cut_.tiles, cut_.piece_values * cut_.pieces, [&](int64_t begin, int64_t end) {
         for (int64_t tile = begin; tile < end; ++tile) {
-          for (int64_t piece = 0; piece < cut_.pieces; ++piece) reduce_piece(tile, piece);
+          for (int64_t piece = 0; piece < cut_.pieces; ++piece) reduce(tile, piece, partials.at(tile, piece));
           merge_tile(tile);
           for (int64_t piece = cut_.pieces - 1; then_map && piece >= 0; --piece) map(tile, piece);
         }
@@ -167,7 +163,10 @@ class Runner {
       return;
     }
     share(cut_.tiles * cut_.pieces, cut_.piece_values, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) reduce_piece(i / cut_.pieces, i % cut_.pieces);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t tile = i / cut_.pieces, piece = i % cut_.pieces;
+        reduce(tile, piece, partials.at(tile, piece));
+      }
     });
     share(cut_.tiles, cut_.pieces * cut_.tile_channels, [&](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile) merge_tile(tile);
@@ -177,12 +176,13 @@ class Runner {
 
   // ---- between channels and positions ------------------------------------------------------------------------------
 
-  // f(channel of the tile, positions' begin) for each run of positions that belong to one channel.
+  // f(channel of the tile, first position, positions) for each run of positions that belong to one channel.
   template <class F>
   void runs(const Region& region, F f) const {
+    const int64_t space = cut_.space;
     int64_t position = 0;
     for (int64_t k = 0; k < region.repeats; ++k)
-      for (int64_t c = 0; c < region.channels; ++c, position += cut_.space) f(c, position);
+      for (int64_t c = 0; c < region.channels; ++c, position += space) f(c, position, position + space);
   }
 
   void collapse(const Region& region, const A* positions, double* channels) const {
@@ -191,21 +191,24 @@ class Runner {
       return;
     }
     std::fill_n(channels, region.channels, 0.0);
-    runs(region, [&](int64_t c, int64_t begin) {
+    runs(region, [&](int64_t c, int64_t begin, int64_t end) {
       double sum = 0;
-      for (int64_t i = 0; i < cut_.space; ++i) sum += static_cast<double>(positions[begin + i]);
+      for (int64_t i = begin; i < end; ++i) sum += static_cast<double>(positions[i]);
       channels[c] += sum;
     });
   }
 
-  // Lanes past the width are filled too: the loops read whole lines of constants.
+  // A line past the width is filled too: the loops read whole lines of constants.
   template <class F>
   void spread(const Region& region, A* positions, F value) const {
     if (cut_.planes) {
       positions[0] = value(0);
       return;
     }
-    runs(region, [&](int64_t c, int64_t begin) { std::fill_n(positions + begin, cut_.space, value(c)); });
+    runs(region, [&](int64_t c, int64_t begin, int64_t end) {
+      const A v = value(c);
+      for (int64_t i = begin; i < end; ++i) positions[i] = v;
+    });
     std::fill(positions + region.width, positions + std::min(max_width, region.width + line_bytes), A{0});
   }
 
@@ -247,69 +250,98 @@ class Runner {
     return static_cast<double>(present);
   }
 
-  // An estimate of the mean first, then deviations from it: exact at any mean, and the block is still in cache.
+  void measure_piece(int64_t tile, int64_t piece, Partial out) const {
+    each_block(tile, piece, [&](const Region& region) { measure_block(region, out); });
+  }
+
+  // Deviations from an estimate of the mean: their own mean then corrects it. A good estimate loses nothing to that
+  // correction, and a sample mostly gives one; where it did not, the block is still in cache to be measured again.
   void measure_block(const Region& region, Partial out) const {
     alignas(line_bytes) A shift[max_width], sums[max_width], squares[max_width];
-    double mean[max_width], m2[max_width];
+    double mean[max_width], correction[max_width], m2[max_width];
     const Strip<A> s = strip(region);
-    double n = count(region, s);
+    const double n = count(region, s);
     if (n == 0) return;
 
-    kernels_.sum[!cut_.planes](s, sums);
+    const Strip<A> sample = sample_of(s);
+    const double sampled = p_.mask ? n : n * static_cast<double>(sample.rows * sample.width) /
+                                             static_cast<double>(s.rows * s.width);
+    kernels_.sum[!cut_.planes](sample, sums);
     collapse(region, sums, mean);
-    spread(region, shift, [&](int64_t c) { return static_cast<A>(mean[c] / n); });
+    for (int64_t c = 0; c < region.channels; ++c) mean[c] /= sampled;
 
-    kernels_.moments[!cut_.planes](s, shift, sums, squares);
-    for (int64_t c = 0; c < region.channels; ++c) mean[c] = static_cast<double>(static_cast<A>(mean[c] / n));
-    double correction[max_width];
-    collapse(region, sums, correction);
-    collapse(region, squares, m2);
-    for (int64_t c = 0; c < region.channels; ++c) {
-      const double spread = m2[c] - correction[c] * correction[c] / n;
-      m2[c] = spread < 0 ? 0 : spread;  // NaN stays
-      mean[c] += correction[c] / n;
+    for (bool again = false;; again = true) {
+      for (int64_t c = 0; c < region.channels; ++c)
+        mean[c] = std::isfinite(mean[c]) ? static_cast<double>(static_cast<A>(mean[c])) : 0;
+      spread(region, shift, [&](int64_t c) { return static_cast<A>(mean[c]); });
+      kernels_.moments[!cut_.planes](s, shift, sums, squares);
+      collapse(region, sums, correction);
+      collapse(region, squares, m2);
+      bool good = true;
+      for (int64_t c = 0; c < region.channels; ++c) {
+        const double lost = correction[c] * correction[c] / n;
+        good &= !(lost > m2[c] / 2);
+        m2[c] = m2[c] - lost < 0 ? 0 : m2[c] - lost;  // NaN stays
+        mean[c] += correction[c] / n;
+      }
+      if (good || again) break;
     }
-    merge_moments(out, Partial{n, mean, m2}, region.channels);
+    double counted = n;
+    merge_moments(out, Partial{counted, mean, m2}, region.channels);
   }
 
-  void reduce_block(const Region& region, const double* mean, const double* rstd, Partial out) const {
-    alignas(line_bytes) A sums[max_width], products[max_width];
-    double sum_dz[max_width], sum_centred[max_width];
+  // An eighth of a strip, from all over it; its own rows and width say how many values. All of a masked one.
+  Strip<A> sample_of(Strip<A> s) const {
+    constexpr int64_t part = 8, width = line_bytes / sizeof(float);
+    if (p_.mask) return s;
+    if (s.rows >= part) {
+      s.rows /= part;
+      s.x.stride *= part;
+    } else if (cut_.planes && s.width >= part * width) {  // lines of its first row
+      s.rows = s.width / (part * width);
+      s.width = width;
+      s.x.stride = part * width;
+    }
+    return s;
+  }
+
+  void reduce_piece(int64_t tile, int64_t piece, const double* mean, const double* rstd, Partial out) const {
     Constants<A> constants;
-    set_affine(region, constants, mean, [=](int64_t c) { return rstd[c]; });
-    Strip<A> s = strip(region);
-    s.constants = &constants;
-    s.dy = rows(p_.dy, region);
-    s.residual = rows(p_.residual, region);
-    s.y = rows(p_.y, region);
-    kernels_.reduce[!cut_.planes][kind_](s, sums, products);
-    collapse(region, sums, sum_dz);
-    collapse(region, products, sum_centred);
-    double n = 0;
-    merge_sums(out, Partial{n, sum_dz, sum_centred}, region.channels);
+    set_affine(cut_.block(tile, 0), constants, mean, rstd);
+    each_block(tile, piece, [&](const Region& region) {
+      alignas(line_bytes) A sums[max_width], products[max_width];
+      double sum_dz[max_width], sum_centred[max_width], no_count = 0;
+      Strip<A> s = strip(region);
+      s.constants = &constants;
+      s.dy = rows(p_.dy, region);
+      s.residual = rows(p_.residual, region);
+      s.y = rows(p_.y, region);
+      kernels_.reduce[!cut_.planes][kind_](s, sums, products);
+      collapse(region, sums, sum_dz);
+      collapse(region, products, sum_centred);
+      merge_sums(out, Partial{no_count, sum_dz, sum_centred}, region.channels);
+    });
   }
 
-  template <class Rstd>
-  void set_affine(const Region& region, Constants<A>& constants, const double* mean, Rstd rstd) const {
+  void set_affine(const Region& region, Constants<A>& constants, const double* mean, const double* rstd) const {
     const int64_t first = region.channel;
     const auto high = [=](int64_t c) { return static_cast<A>(mean[first + c]); };
     spread(region, constants.high, high);
     spread(region, constants.low,
            [=](int64_t c) { return static_cast<A>(mean[first + c] - static_cast<double>(high(c))); });
     spread(region, constants.scale, [=, this](int64_t c) {
-      return static_cast<A>((p_.weight.empty() ? 1 : p_.weight[first + c]) * rstd(first + c));
+      return static_cast<A>((p_.weight.empty() ? 1 : p_.weight[first + c]) * rstd[first + c]);
     });
     spread(region, constants.beta,
            [=, this](int64_t c) { return static_cast<A>(p_.bias.empty() ? 0 : p_.bias[first + c]); });
   }
 
-  // The constants serve all blocks of a piece but the last, where joined rows leave a shorter one: theirs are a beginning
-  // of the others'.
-  template <class Rstd>
-  void normalize_piece(int64_t tile, int64_t piece, const double* mean, Rstd rstd) const {
+  // The constants serve all blocks of a piece, also the shorter one that joined rows leave at the end: its positions are the
+  // first of theirs.
+  void normalize_piece(int64_t tile, int64_t piece, const double* mean, const double* rstd) const {
     Constants<A> constants;
     set_affine(cut_.block(tile, 0), constants, mean, rstd);
-    each_block(tile, piece, [&](const Region& region) {
+    each_block_backwards(tile, piece, [&](const Region& region) {
       Strip<A> s = strip(region);
       s.constants = &constants;
       s.residual = rows(p_.residual, region);
@@ -324,11 +356,11 @@ class Runner {
     Constants<A> constants;
     const Region whole = cut_.block(tile, 0);
     const int64_t first = whole.channel;
-    set_affine(whole, constants, mean, [=](int64_t c) { return rstd[c]; });
+    set_affine(whole, constants, mean, rstd);
     spread(whole, constants.mean_dz, [=](int64_t c) { return static_cast<A>(mean_dz(first + c)); });
     spread(whole, constants.slope_dz,
            [=](int64_t c) { return static_cast<A>(mean_dz_xhat(first + c) * rstd[first + c]); });
-    each_block(tile, piece, [&](const Region& region) {
+    each_block_backwards(tile, piece, [&](const Region& region) {
       Strip<A> s = strip(region);
       s.constants = &constants;
       s.dy = rows(p_.dy, region);
@@ -342,6 +374,11 @@ class Runner {
 
   template <class F>
   void each_block(int64_t tile, int64_t piece, F f) const {
+    const int64_t first = piece * cut_.piece_blocks, last = std::min(first + cut_.piece_blocks, cut_.blocks);
+    for (int64_t b = first; b < last; ++b) f(cut_.block(tile, b));
+  }
+  template <class F>
+  void each_block_backwards(int64_t tile, int64_t piece, F f) const {
     const int64_t first = piece * cut_.piece_blocks, last = std::min(first + cut_.piece_blocks, cut_.blocks);
     for (int64_t b = last - 1; b >= first; --b) f(cut_.block(tile, b));
   }
@@ -365,7 +402,7 @@ void run(const Problem& problem, F f) {
 void measure(const Problem& problem, int64_t& count, double* mean, double* m2) {
   run(problem, [&](auto runner) {
     count = runner.count();
-    runner.forward(mean, m2, /*then_normalize=*/false, /*eps=*/0);
+    runner.measure(mean, m2);
   });
 }
 
@@ -374,7 +411,8 @@ void normalize(const Problem& problem, const double* mean, const double* rstd) {
 }
 
 void forward(const Problem& problem, double eps, double* mean, double* m2) {
-  run(problem, [&](auto runner) { runner.forward(mean, m2, /*then_normalize=*/true, eps); });
+  std::vector<double> rstd(problem.shape.channels);
+  run(problem, [&](auto runner) { runner.forward(mean, m2, eps, rstd.data()); });
 }
 
 void reduce(const Problem& problem, const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat) {

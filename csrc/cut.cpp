@@ -7,22 +7,29 @@
 namespace batchnorm {
 namespace {
 
-constexpr int64_t plane_block = 4096;       // values: 16 KiB of float32, half a first-level cache
-constexpr int64_t position_block = 16384;   // values
-constexpr int64_t piece_size = 65536;       // values
-constexpr int64_t shortest_plane = 128;     // shorter ones are handled as positions
-constexpr int64_t wide_row = 256;           // positions a tile has at least, where there are as many
-constexpr int64_t narrowest_tile = 64;      // positions
-constexpr int64_t cached_tile = 512 << 10;  // bytes
+constexpr int64_t plane_block = 4096;      // values: 16 KiB of float32, half a first-level cache
+constexpr int64_t position_block = 32768;  // values: enough rows that merging them costs little beside reading them
+constexpr int64_t plane_piece = 65536, position_piece = 131072;  // values
+constexpr int64_t shortest_plane = 128;    // shorter ones are handled as positions
+constexpr int64_t joined_row = 256;        // values that a row of few channels is made of, about
+constexpr int64_t cached_tile = 256 << 10; // bytes of short planes that stay in cache between two passes
+constexpr int64_t lanes = line_bytes / sizeof(float);
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How many rows of `channels` values make one wide row, a whole number of lines if possible.
 int64_t rows_joined(int64_t channels) {
-  constexpr int64_t lanes = line_bytes / sizeof(float);
   const int64_t unit = lanes / std::gcd(channels, lanes);
-  if (unit * channels > max_width) return std::max<int64_t>(1, wide_row / channels);
-  return unit * std::max<int64_t>(1, wide_row / (unit * channels));
+  if (unit * channels > 2 * joined_row) return std::max<int64_t>(1, joined_row / channels);
+  return unit * std::max<int64_t>(1, joined_row / (unit * channels));
+}
+
+// About `wanted` of `channels`, in equal shares that are a whole number of lines if possible.
+int64_t share(int64_t channels, int64_t wanted) {
+  const int64_t shares = ceil_divide(channels, std::max<int64_t>(wanted, 1));
+  const int64_t each = ceil_divide(channels, shares);
+  const int64_t aligned = ceil_divide(each, lanes) * lanes;
+  return std::min(aligned <= wanted ? aligned : each, channels);
 }
 
 }  // namespace
@@ -36,7 +43,7 @@ Cut::Cut(const Shape& shape, int64_t value_bytes) : channels_(shape.channels) {
 
   const int64_t groups = ceil_divide(rows_, block_rows_);
   blocks = groups * chunks_ + (rest_ > 0);
-  piece_blocks = std::max<int64_t>(1, piece_size / (block_rows_ * chunk_));
+  piece_blocks = std::max<int64_t>(1, (planes ? plane_piece : position_piece) / (block_rows_ * chunk_));
   pieces = std::max<int64_t>(1, ceil_divide(blocks, piece_blocks));
   piece_values = piece_blocks * block_rows_ * chunk_;
   tile_bytes = shape.batch * shape.space * tile_channels * value_bytes;
@@ -66,11 +73,10 @@ void Cut::cut_positions(const Shape& shape, int64_t value_bytes) {
   rows_ = samples / row_samples_;
   rest_ = samples % row_samples_;
 
-  // Narrow enough that the whole tile stays in cache between its two readings, if that can be had.
-  int64_t width = max_width / 2;
-  while (width > narrowest_tile && samples * width * value_bytes > cached_tile) width /= 2;
-  if (samples * width * value_bytes > cached_tile) width = wide_row;
-  tile_channels = row_samples_ > 1 ? channels : std::clamp<int64_t>(width / space, 1, channels);
+  // Channels last: whole rows, read from end to end. Short planes: as many as stay in cache, the batch long.
+  int64_t width = max_width;
+  while (!rows && width > max_width / 4 && samples * width * value_bytes > cached_tile) width /= 2;
+  tile_channels = row_samples_ > 1 ? channels : share(channels, std::max<int64_t>(1, width / space));
   tiles = ceil_divide(shape.channels, tile_channels);
   chunk_ = row_samples_ * tile_channels * space;
   chunks_ = 1;

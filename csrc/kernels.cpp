@@ -6,6 +6,9 @@
 #include <cstdlib>
 #include <string_view>
 
+// A loop's body is one piece of code: its values stay in registers.
+#define INLINE inline __attribute__((always_inline))
+
 // All headers come before the first #pragma: what they define must be compiled for every machine.
 namespace batchnorm {
 

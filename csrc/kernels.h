@@ -15,8 +15,8 @@ enum class Type { float32, float64, bfloat16, float16 };
 // Values are reduced in lanes of one cache line: 16 floats or 8 doubles, whatever the instruction set. The order of
 // additions is therefore part of the source, not of the machine.
 constexpr int64_t line_bytes = 64;
-// A strip whose constants change along the row is at most this wide, so that they stay in the first-level cache.
-constexpr int64_t max_width = 512;
+// A strip whose constants change along the row is at most this wide, so that they stay in a near cache.
+constexpr int64_t max_width = 2048;
 
 // Rows of one tensor: element (r, i) is data[r * stride + i]. No data: the operand is absent.
 struct Rows {

@@ -8,63 +8,72 @@ struct Pack {
   static constexpr int part_lanes = lanes / parts;
   typedef A Vector __attribute__((vector_size(VECTOR_BYTES)));
   Vector part[parts];
+
+  // Copied part by part: GCC copies whole structures through memory, which it then waits for.
+  Pack() = default;
+  INLINE Pack(const Pack& other) { *this = other; }
+  INLINE Pack& operator=(const Pack& other) {
+    for (int i = 0; i < parts; ++i) part[i] = other.part[i];
+    return *this;
+  }
 };
 
 // Comparisons give all ones or all zeros in each lane.
 template <class A>
 struct Mask {
+  static constexpr int parts = Pack<A>::parts, part_lanes = Pack<A>::part_lanes;
   typedef typename Integer<A>::type Vector __attribute__((vector_size(VECTOR_BYTES)));
-  Vector part[Pack<A>::parts];
+  Vector part[parts];
 };
 
 template <class A>
-inline Pack<A> splat(A value) {
+INLINE Pack<A> splat(A value) {
   Pack<A> r;
   for (int i = 0; i < r.parts; ++i) r.part[i] = value - typename Pack<A>::Vector{};
   return r;
 }
 
 template <class A>
-inline Pack<A> operator+(Pack<A> a, Pack<A> b) {
+INLINE Pack<A> operator+(Pack<A> a, Pack<A> b) {
   for (int i = 0; i < a.parts; ++i) a.part[i] += b.part[i];
   return a;
 }
 template <class A>
-inline Pack<A> operator-(Pack<A> a, Pack<A> b) {
+INLINE Pack<A> operator-(Pack<A> a, Pack<A> b) {
   for (int i = 0; i < a.parts; ++i) a.part[i] -= b.part[i];
   return a;
 }
 template <class A>
-inline Pack<A> operator*(Pack<A> a, Pack<A> b) {
+INLINE Pack<A> operator*(Pack<A> a, Pack<A> b) {
   for (int i = 0; i < a.parts; ++i) a.part[i] *= b.part[i];
   return a;
 }
 template <class A>
-inline Pack<A> operator/(Pack<A> a, Pack<A> b) {
+INLINE Pack<A> operator/(Pack<A> a, Pack<A> b) {
   for (int i = 0; i < a.parts; ++i) a.part[i] /= b.part[i];
   return a;
 }
 template <class A>
-inline Mask<A> operator<(Pack<A> a, Pack<A> b) {
+INLINE Mask<A> operator<(Pack<A> a, Pack<A> b) {
   Mask<A> r;
   for (int i = 0; i < a.parts; ++i) r.part[i] = a.part[i] < b.part[i];
   return r;
 }
 template <class A>
-inline Mask<A> operator<=(Pack<A> a, Pack<A> b) {
+INLINE Mask<A> operator<=(Pack<A> a, Pack<A> b) {
   Mask<A> r;
   for (int i = 0; i < a.parts; ++i) r.part[i] = a.part[i] <= b.part[i];
   return r;
 }
 template <class A>
-inline Pack<A> select(Mask<A> mask, Pack<A> yes, Pack<A> no) {
+INLINE Pack<A> select(Mask<A> mask, Pack<A> yes, Pack<A> no) {
   for (int i = 0; i < yes.parts; ++i) yes.part[i] = mask.part[i] ? yes.part[i] : no.part[i];
   return yes;
 }
 
 // Lane 0 + lane 1 + ..., in that order.
 template <class A>
-inline A total(Pack<A> a) {
+INLINE A total(Pack<A> a) {
   A sum = 0;
   for (int i = 0; i < a.parts; ++i)
     for (int j = 0; j < a.part_lanes; ++j) sum += a.part[i][j];
@@ -73,120 +82,205 @@ inline A total(Pack<A> a) {
 
 // Memory. A Format says how values of a type lie in memory and what they are computed in.
 template <class V>
-inline V read(const void* p) {
+INLINE V read(const void* p) {
   typedef V Unaligned __attribute__((aligned(1), may_alias));
   return *static_cast<const Unaligned*>(p);
 }
 template <class V>
-inline void write(void* p, V value) {
+INLINE void write(void* p, V value) {
   typedef V Unaligned __attribute__((aligned(1), may_alias));
   *static_cast<Unaligned*>(p) = value;
 }
 
 typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
-typedef uint16_t HalfWords __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
+struct WordPack {
+  Words part[line_bytes / VECTOR_BYTES];
+};
 
+// 16 half words to words, and the high halves of 16 words to half words, in order. (GCC's own __builtin_convertvector takes twice the instructions.)
+template <int bytes>
+INLINE WordPack load_half_words(const uint16_t* p) {
+  WordPack r;
+  if constexpr (bytes == 16)
+    for (int i = 0; i < 2; ++i) {
+      const __m128i eight = read<__m128i>(p + 8 * i), zero = _mm_setzero_si128();
+      r.part[2 * i] = (Words)_mm_unpacklo_epi16(eight, zero);
+      r.part[2 * i + 1] = (Words)_mm_unpackhi_epi16(eight, zero);
+    }
+  if constexpr (bytes == 32)
+    for (int i = 0; i < 2; ++i) r.part[i] = (Words)_mm256_cvtepu16_epi32(read<__m128i>(p + 8 * i));
+  if constexpr (bytes == 64) r.part[0] = (Words)_mm512_cvtepu16_epi32(read<__m256i>(p));
+  return r;
+}
+template <int bytes, class Write>
+INLINE void store_high_halves(uint16_t* p, WordPack words, Write write) {
+  // As signed numbers, because the packing instruction for those is the older.
+  for (auto& part : words.part) part = (Words)((Mask<float>::Vector)part >> 16);
+  if constexpr (bytes == 16)
+    for (int i = 0; i < 2; ++i)
+      write(p + 8 * i, _mm_packs_epi32((__m128i)words.part[2 * i], (__m128i)words.part[2 * i + 1]));
+  if constexpr (bytes == 32) {
+    const __m256i mixed = _mm256_packs_epi32((__m256i)words.part[0], (__m256i)words.part[1]);
+    write(p, _mm256_permute4x64_epi64(mixed, 0b11011000));
+  }
+  if constexpr (bytes == 64) write(p, _mm512_cvtepi32_epi16((__m512i)words.part[0]));
+}
+
+// How values lie in memory and what they are computed in.
 template <class A>
 struct Plain {
   using Compute = A;
   using Stored = A;
-  using Vector = typename Pack<A>::Vector;
-  using Bits = Vector;
-  static Vector widen(Bits bits) { return bits; }
-  static Bits narrow(Vector value) { return value; }
+  INLINE static Pack<A> load(const A* p) {
+    Pack<A> r;
+    for (int i = 0; i < r.parts; ++i) r.part[i] = read<typename Pack<A>::Vector>(p + i * r.part_lanes);
+    return r;
+  }
+  template <class Write>
+  INLINE static void store(A* p, Pack<A> value, Write write) {
+    for (int i = 0; i < value.parts; ++i) write(p + i * value.part_lanes, value.part[i]);
+  }
 };
 
 struct BFloat16 {
   using Compute = float;
   using Stored = uint16_t;
-  using Bits = HalfWords;
-  static Floats widen(Bits bits) { return (Floats)(__builtin_convertvector(bits, Words) << 16); }
-  // Round to nearest, ties to even; every NaN becomes the quiet one torch writes.
-  static Bits narrow(Floats value) {
-    const Words bits = (Words)value;
-    const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const Words nan = Words{} + 0x7fc0u;
-    return __builtin_convertvector(value == value ? rounded : nan, HalfWords);
+  INLINE static Pack<float> load(const uint16_t* p) {
+    const WordPack words = load_half_words<VECTOR_BYTES>(p);
+    Pack<float> r;
+    for (int i = 0; i < r.parts; ++i) r.part[i] = (Floats)(words.part[i] << 16);
+    return r;
+  }
+  // Round to nearest, ties to even; NaN stays NaN, all ones.
+  template <class Write>
+  INLINE static void store(uint16_t* p, Pack<float> value, Write write) {
+    WordPack words;
+    for (int i = 0; i < value.parts; ++i) {
+      const Words bits = (Words)value.part[i], nan = (Words)(value.part[i] != value.part[i]);
+      words.part[i] = (bits + 0x7fffu + ((bits >> 16) & 1u)) | nan;
+    }
+    store_high_halves<VECTOR_BYTES>(p, words, write);
   }
 };
 
 struct Float16 {
   using Compute = float;
   using Stored = uint16_t;
-  using Bits = HalfWords;
   // Exponents are moved by a multiplication, which also turns subnormal halves into normal floats.
-  static Floats widen(Bits bits) {
-    const Words wide = __builtin_convertvector(bits, Words);
-    const Words magnitude = (wide & 0x7fffu) << 13;
-    const Floats scaled = (Floats)magnitude * 0x1p112f;
-    const Words special = magnitude | 0x7f800000u;  // infinity and NaN keep an exponent of ones
-    const Words value = magnitude >= 0x0f800000u ? special : (Words)scaled;
-    return (Floats)(value | ((wide & 0x8000u) << 16));
+  INLINE static Pack<float> load(const uint16_t* p) {
+    const WordPack words = load_half_words<VECTOR_BYTES>(p);
+    Pack<float> r;
+    for (int i = 0; i < r.parts; ++i) {
+      const Words magnitude = (words.part[i] & 0x7fffu) << 13;
+      const Words special = magnitude | 0x7f800000u;  // infinity and NaN keep an exponent of ones
+      const Words moved = (Words)((Floats)magnitude * 0x1p112f);
+      r.part[i] = (Floats)((magnitude >= 0x0f800000u ? special : moved) | ((words.part[i] & 0x8000u) << 16));
+    }
+    return r;
   }
-  // Round to nearest, ties to even. Adding a power of two that is 2^13 (2^24 for subnormals: a fixed 2^-1) above the value
-  // drops the bits a half lacks, rounded as IEEE addition rounds.
-  static Bits narrow(Floats value) {
-    const Words bits = (Words)value;
-    const Words magnitude = bits & 0x7fffffffu;
-    const Words rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
-    const Words normal = (rounded - 0x38000000u) >> 13;
-    const Words subnormal = (Words)((Floats)magnitude + 0.5f) - 0x3f000000u;
-    Words half = magnitude < 0x38800000u ? subnormal : normal;
-    half = rounded >= 0x47800000u ? Words{} + 0x7c00u : half;
-    half = magnitude > 0x7f800000u ? Words{} + 0x7e00u : half;
-    return __builtin_convertvector(half | ((bits >> 16) & 0x8000u), HalfWords);
+  // Round to nearest, ties to even; the bits of a subnormal half appear below those of 0.5, rounded as addition rounds.
+  template <class Write>
+  INLINE static void store(uint16_t* p, Pack<float> value, Write write) {
+    WordPack words;
+    for (int i = 0; i < value.parts; ++i) {
+      const Words bits = (Words)value.part[i];
+      const Words magnitude = bits & 0x7fffffffu;
+      const Words rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
+      const Words subnormal = (Words)((Floats)magnitude + 0.5f) - 0x3f000000u;
+      Words half = magnitude < 0x38800000u ? subnormal : (rounded - 0x38000000u) >> 13;
+      half = rounded >= 0x47800000u ? Words{} + 0x7c00u : half;
+      half = magnitude > 0x7f800000u ? Words{} + 0x7e00u : half;
+      words.part[i] = half << 16 | (bits & 0x80000000u);
+    }
+    store_high_halves<VECTOR_BYTES>(p, words, write);
   }
 };
-
-// How many values of a row are handled at once: a whole line, or the rest of the row.
-struct Whole {};
-struct Some {
-  int64_t count;
-};
-
-template <class F>
-inline auto load(const typename F::Stored* p, Whole, typename F::Compute /*fill*/ = 0) {
-  Pack<typename F::Compute> r;
-  for (int i = 0; i < r.parts; ++i) r.part[i] = F::widen(read<typename F::Bits>(p + i * r.part_lanes));
-  return r;
-}
-
-template <class F>
-inline void store(typename F::Stored* p, Pack<typename F::Compute> value, Whole) {
-  for (int i = 0; i < value.parts; ++i) write(p + i * value.part_lanes, F::narrow(value.part[i]));
-}
-
-// Lanes past the end hold `fill`.
-template <class F>
-inline auto load(const typename F::Stored* p, Some some, typename F::Compute fill = 0) {
-  using A = typename F::Compute;
-  typename F::Stored line[Pack<A>::lanes] = {};
-  for (int64_t i = 0; i < some.count; ++i) line[i] = p[i];
-  A lane[Pack<A>::lanes];
-  const Pack<A> loaded = load<F>(line, Whole{});
-  store<Plain<A>>(lane, loaded, Whole{});
-  for (int64_t i = some.count; i < Pack<A>::lanes; ++i) lane[i] = fill;
-  return load<Plain<A>>(lane, Whole{});
-}
-
-template <class F>
-inline void store(typename F::Stored* p, Pack<typename F::Compute> value, Some some) {
-  typename F::Stored line[Pack<typename F::Compute>::lanes];
-  store<F>(line, value, Whole{});
-  for (int64_t i = 0; i < some.count; ++i) p[i] = line[i];
-}
 
 // Past the caches. p is a multiple of the vector's size.
 template <class V>
-inline void stream_bits(void* p, V value) {
+INLINE void stream_bits(void* p, V value) {
   if constexpr (sizeof(V) == 8) _mm_stream_si64(static_cast<long long*>(p), __builtin_bit_cast(long long, value));
   if constexpr (sizeof(V) == 16) _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)value);
   if constexpr (sizeof(V) == 32) _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)value);
   if constexpr (sizeof(V) == 64) _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)value);
 }
 
+// The lines of a row. A row ends, and a streamed one begins, in a line that overlaps its neighbour: its first lanes, or the
+// last, are handled twice, and `done` of them must not be counted again. Only a row shorter than a line is handled in part.
+struct Whole {};
+struct Edge {
+  int64_t done;
+};
+struct Part {
+  int64_t count;
+};
+
 template <class F>
-inline void stream(typename F::Stored* p, Pack<typename F::Compute> value) {
-  for (int i = 0; i < value.parts; ++i) stream_bits(p + i * value.part_lanes, F::narrow(value.part[i]));
+INLINE auto load(const typename F::Stored* p, Whole) {
+  return F::load(p);
+}
+template <class F>
+INLINE auto load(const typename F::Stored* p, Edge) {
+  return F::load(p);
+}
+template <class F>
+auto load(const typename F::Stored* p, Part part) {
+  typename F::Stored line[Pack<typename F::Compute>::lanes] = {};
+  for (int64_t i = 0; i < part.count; ++i) line[i] = p[i];
+  return F::load(line);
+}
+
+template <class F>
+INLINE void store(typename F::Stored* p, Pack<typename F::Compute> value) {
+  F::store(p, value, [](void* to, auto bits) __attribute__((always_inline)) { write(to, bits); });
+}
+// Streams where that is asked and p, as it then does, begins a line of memory.
+template <class F>
+INLINE void store(typename F::Stored* p, Pack<typename F::Compute> value, Whole, bool streaming) {
+  if (streaming)
+    F::store(p, value, [](void* to, auto bits) __attribute__((always_inline)) { stream_bits(to, bits); });
+  else
+    store<F>(p, value);
+}
+template <class F>
+INLINE void store(typename F::Stored* p, Pack<typename F::Compute> value, Edge, bool) {
+  store<F>(p, value);
+}
+template <class F>
+void store(typename F::Stored* p, Pack<typename F::Compute> value, Part part, bool) {
+  typename F::Stored line[Pack<typename F::Compute>::lanes];
+  store<F>(line, value);
+  for (int64_t i = 0; i < part.count; ++i) p[i] = line[i];
+}
+
+// The lanes of a sum that are new: not those done before, nor those past a short row's end.
+template <class A>
+struct Flags {
+  typename Integer<A>::type of[2 * Pack<A>::lanes] = {};
+  constexpr Flags() {
+    for (int i = Pack<A>::lanes; i < 2 * Pack<A>::lanes; ++i) of[i] = -1;
+  }
+};
+template <class A>
+constexpr Flags<A> flags;
+
+template <class A>
+INLINE Mask<A> lanes_from(int64_t first) {
+  Mask<A> r;
+  for (int i = 0; i < r.parts; ++i)
+    r.part[i] = read<typename Mask<A>::Vector>(flags<A>.of + Pack<A>::lanes - first + i * r.part_lanes);
+  return r;
+}
+template <class A>
+INLINE Pack<A> fresh(Pack<A> value, Whole) {
+  return value;
+}
+template <class A>
+INLINE Pack<A> fresh(Pack<A> value, Edge edge) {
+  return select(lanes_from<A>(edge.done), value, splat<A>(0));
+}
+template <class A>
+INLINE Pack<A> fresh(Pack<A> value, Part part) {
+  return select(lanes_from<A>(part.count), splat<A>(0), value);
 }
