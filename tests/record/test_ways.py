@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.record._digest import Way
 from batchnorm.record._hooks import LayerWatch
+from batchnorm.record._snapshot import Way
 
 # Every way ends in a float32, with a relative error of 2^-24, and begins with float32 results of torch's: its mean is
 # off by a few ulp of the largest |x| (here below 16), its rstd by a few ulp, which is twice that in the variance.

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._digest import Flats, Layout, Part, Snapshot, Way
-from ._hooks import NOTHING, PRECISE, LayerWatch, Moment, Switch, is_tracked
+from ._hooks import NOTHING, PRECISE, LayerWatch, Switch, is_tracked
+from ._snapshot import ON_DEVICE, Flats, Layout, Part, Snapshot, Way
 from .schema import LayerInfo
 
 
@@ -57,28 +57,34 @@ class Capture:
         extras: list[Tensor] = []
         state: list[Tensor] = []
         device_counts: list[Tensor] = []
-        parts: list[list[Part]] = []
+        more_device_counts: list[Tensor] = []
+        ways: list[int] = []
+        counts: list[int] = []
+        more: list[tuple[int, Part]] = []
         present: list[int] = []
-        for w, zero in zip(self._watches, self._zeros, strict=True):
-            for k, m in enumerate(w.moments or (NOTHING,)):
-                pair = (zero if m.first is None else m.first, zero if m.second is None else m.second)
-                (extras if k else moments).extend(pair)
-            parts.append([_part(m, device_counts) for m in w.moments])
+        for i, (w, zero) in enumerate(zip(self._watches, self._zeros, strict=True)):
+            m = w.moments[0] if w.moments else NOTHING
+            moments.extend((zero if m.first is None else m.first, zero if m.second is None else m.second))
+            ways.append(m.way)
+            counts.append(_host_count(m.count, device_counts))
+            for m in w.moments[1:]:
+                extras.extend((zero if m.first is None else m.first, zero if m.second is None else m.second))
+                more.append((i, Part(m.way, _host_count(m.count, more_device_counts))))
             of_layer = _state(w.layer)
             state.extend([zero if tensor is None else tensor for tensor in of_layer])
             present.append(_bits(of_layer, (2, 3, 6, 7)))
             w.untracked = 0
         slopes: list[Tensor] = []
         if gradients:
-            slopes, more = self._gradients()
-            present = [bits | extra for bits, extra in zip(present, more, strict=True)]
+            slopes, slopes_present = self._gradients()
+            present = [bits | extra for bits, extra in zip(present, slopes_present, strict=True)]
         if scale is not None:
             extras.append(scale.reshape(1))
-        ways = {part.way for of_layer in parts for part in of_layer}
-        fetch = self._send_all(moments, extras, state, slopes, exact=not ways.isdisjoint((Way.M2, Way.VARIANCE)))
+        taken = {*ways, *(part.way for _, part in more)}
+        fetch = self._send_all(moments, extras, state, slopes, exact=not taken.isdisjoint((Way.M2, Way.VARIANCE)))
         # A layer that once ran past its hook, or had to be inverted, may at any step.
-        self._reads_counters = self._reads_counters or Way.INVERT in ways or self.unseen()
-        fetch_counts = _send(device_counts)
+        self._reads_counters = self._reads_counters or Way.INVERT in taken or self.unseen()
+        fetch_counts = _send(device_counts + more_device_counts)
         fetch_counters = _send(self._counters()) if self._reads_counters or not recorded else None
 
         def flats() -> Flats:
@@ -96,7 +102,9 @@ class Capture:
             step=step,
             recorded=recorded,
             fetch=flats,
-            parts=parts,
+            ways=ways,
+            counts=counts,
+            more=more,
             forwards=[w.forwards for w in self._watches],
             present=present,
             momenta=[w.layer.momentum for w in self._watches],
@@ -163,15 +171,14 @@ def _bits(tensors: Sequence[Tensor | None], places: Sequence[int]) -> int:
     return sum([1 << place for tensor, place in zip(tensors, places, strict=True) if tensor is not None])
 
 
-def _part(moment: Moment, device_counts: list[Tensor]) -> Part:
-    """The moment without its tensors; a count that is not on the host travels with the others of its kind."""
-    count = moment.count
+def _host_count(count: int | Tensor, device_counts: list[Tensor]) -> int:
+    """The count; one that is not on the host joins the others that travel, for reading it would wait for the device."""
     if not isinstance(count, Tensor):
-        return Part(moment.way, count)
+        return count
     if count.device.type == "cpu":
-        return Part(moment.way, int(count))
+        return int(count)
     device_counts.append(count.reshape(1))
-    return Part(moment.way, None)
+    return ON_DEVICE
 
 
 @torch.no_grad()

@@ -2,103 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from enum import IntEnum
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ._snapshot import ON_DEVICE, Flats, Layout, Part, Snapshot, Way
 from .quantiles import summarize
 from .schedule import Schedule
 from .schema import COLUMNS, F4, QUANTITIES, LayerInfo, stats_dtype, vector_starts
 
-UNKNOWN = -1  # a count that nobody could tell
 _BATCH, _PARAMETERS, _GRADIENTS = (0, 1), (2, 3, 6, 7), (4, 5)  # places in QUANTITIES, as they travel together
 
 
-class Way(IntEnum):
-    """What the two vectors of one forward are; the first is always the mean."""
+class Standing(NamedTuple):
+    """Where the running statistics stood before a step: as in `Flats`."""
 
-    NONE = 0
-    RSTD = 1  # 1 / sqrt(variance + eps)
-    VARIANCE = 2
-    M2 = 3  # sum of squared deviations
-    INVERT = 4  # nothing: both follow from how the running statistics moved
-
-
-@dataclass(slots=True)
-class Part:
-    """One forward of a layer; count None where it travels with the numbers, being on the device."""
-
-    way: Way
-    count: int | None
-
-
-class Flats(NamedTuple):
-    """The numbers of one snapshot. Layers in the order of `Layout`, a block (rows, channels) each.
-
-    Attributes:
-        moments: 2 rows a layer: of its first part.
-        parameters: 4 rows a layer: gamma, beta, running mean, running variance.
-        gradients: 2 rows a layer; None when nobody stepped.
-        extras: 2 rows for every part after a layer's first.
-        counts: int64, those counts that were on the device.
-        tracked: int64, num_batches_tracked of each layer; None when nothing is to be inverted.
-    """
-
-    moments: np.ndarray
     parameters: np.ndarray
-    gradients: np.ndarray | None
-    extras: np.ndarray
-    counts: np.ndarray
     tracked: np.ndarray | None
-
-
-@dataclass
-class Snapshot:
-    """What one step left behind, on its way to the file. Lists hold an entry a layer, in the order of `Layout`."""
-
-    step: int
-    recorded: bool  # else it only says where the running statistics stood
-    fetch: Callable[[], Flats]
-    parts: list[list[Part]]
-    forwards: list[int]
-    present: list[int]  # bit q: QUANTITIES[q] exists
-    momenta: list[float | None]
-    traced_counts: list[int]
-
-
-class Group(NamedTuple):
-    """Layers of one width, which are handled as one array."""
-
-    channels: int
-    members: slice  # in the order of `Layout`
-    start: int  # channels before this group
-
-
-class Layout:
-    """The order in which layers travel: sorted by channels, so that those of one width lie side by side."""
-
-    def __init__(self, layers: Sequence[LayerInfo]) -> None:
-        self.order = sorted(range(len(layers)), key=lambda i: layers[i].channels)
-        widths = np.array([layers[i].channels for i in self.order], np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(widths)])
-        self.channels = int(self.starts[-1])
-        edges = [0, *(np.flatnonzero(np.diff(widths)) + 1).tolist(), len(widths)] if len(widths) else []
-        self.groups = [Group(int(widths[a]), slice(a, b), int(self.starts[a])) for a, b in pairwise(edges)]
-
-    def blocks(self, flat: np.ndarray, rows: int) -> Iterator[np.ndarray]:
-        """Views of (..., rows * channels) as (..., layers, rows, channels), a group at a time."""
-        for group in self.groups:
-            n = group.members.stop - group.members.start
-            start, size = group.start * rows, n * rows * group.channels
-            yield flat[..., start : start + size].reshape(*flat.shape[:-1], n, rows, group.channels)
-
-    def block(self, flat: np.ndarray, rows: int, i: int) -> np.ndarray:
-        """The (rows, channels) of one layer, a view."""
-        return flat[self.starts[i] * rows : self.starts[i + 1] * rows].reshape(rows, -1)
 
 
 class Records(NamedTuple):
@@ -118,33 +40,31 @@ class Digest:
         self._eps = np.array([layers[i].eps for i in self._layout.order])
         self._schedule, self._every = schedule, every
         self._alerted = np.zeros((len(layers), len(QUANTITIES)), np.float32)
-        self._previous: tuple[np.ndarray, np.ndarray | None] | None = None
+        self._previous: Standing | None = None
 
     @np.errstate(all="ignore")  # what is not finite is data here: it is counted, and goes into the alerts
     def __call__(self, snapshots: Sequence[Snapshot]) -> Records:
-        kept, flats, batches, counts, known = [], [], [], [], []
+        kept, flats, before = [], [], []
         for snapshot in snapshots:
             flat = snapshot.fetch()
             if snapshot.recorded:
-                batch, count, told = self._batch(snapshot, flat)
                 kept.append(snapshot)
                 flats.append(flat)
-                batches.append(batch)
-                counts.append(count)
-                known.append(told)
-            self._previous = flat.parameters, flat.tracked
+                before.append(self._previous)
+            self._previous = Standing(flat.parameters, flat.tracked)
         if not kept:
             return Records([], [], [])
+        batches, counts, known = self._batches(kept, flats, before)
         nothing = np.zeros(2 * self._layout.channels, np.float32)
         sections = {
-            _BATCH: np.stack(batches),
+            _BATCH: batches,
             _PARAMETERS: np.stack([flat.parameters for flat in flats]),
             _GRADIENTS: np.stack([nothing if flat.gradients is None else flat.gradients for flat in flats]),
         }
         bits = np.array([snapshot.present for snapshot in kept], np.int64).reshape(len(kept), -1)
         present = (bits[..., None] >> np.arange(len(QUANTITIES)) & 1).astype(bool)
-        present[..., _BATCH] = np.array(known)[..., None]
-        return self._records(kept, sections, present, np.array(counts))
+        present[..., _BATCH] = known[..., None]
+        return self._records(kept, sections, present, counts)
 
     def _records(
         self,
@@ -196,56 +116,68 @@ class Digest:
                 "count": int(nonfinite[i, q]),
             }
 
-    def _batch(self, snapshot: Snapshot, flat: Flats) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean and biased variance of all that each layer saw in the step, its count, and whether they are known."""
-        on_device = iter(flat.counts.tolist())
-        parts = [
-            [part if part.count is not None else replace(part, count=next(on_device)) for part in of_layer]
-            for of_layer in snapshot.parts
-        ]
-        first = [of_layer[0] if of_layer else Part(Way.NONE, 0) for of_layer in parts]
-        ways = np.array([part.way for part in first], np.int64)
-        counts = np.array([part.count for part in first], np.int64)
-        out = flat.moments.astype(np.float32)
+    def _batches(
+        self, kept: list[Snapshot], flats: list[Flats], before: list[Standing | None]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean and biased variance of all that each layer saw in each step, its count, and whether they are known."""
+        ways = np.array([snapshot.ways for snapshot in kept], np.int64)
+        counts = np.array([snapshot.counts for snapshot in kept], np.int64)
+        for row, flat in zip(counts, flats, strict=True):
+            there = row == ON_DEVICE
+            row[there] = flat.counts[: there.sum()]
+        moments = np.stack([flat.moments for flat in flats])
+        out = moments.astype(np.float32)
         for group, source, target in zip(
-            self._layout.groups, self._layout.blocks(flat.moments, 2), self._layout.blocks(out, 2), strict=True
+            self._layout.groups, self._layout.blocks(moments, 2), self._layout.blocks(out, 2), strict=True
         ):
             at = group.members
-            target[:, 1] = _variance(source[:, 1], ways[at, None], counts[at, None], self._eps[at, None])
+            target[:, :, 1] = _variance(source[:, :, 1], ways[:, at, None], counts[:, at, None], self._eps[at, None])
         known = counts != 0
-        more = 0
-        for i, of_layer in enumerate(parts):
-            rows = self._layout.block(out, 2, i)
-            if any(part.way == Way.INVERT for part in of_layer) or (not of_layer and flat.tracked is not None):
-                counts[i], known[i] = self._invert(rows, i, of_layer, snapshot, flat)
-            size = rows.shape[1]
-            for part in of_layer[1:]:
-                pair = flat.extras[more : more + 2 * size].reshape(2, size)
-                more += 2 * size
-                known[i] |= counts[i] == 0 and part.count != 0
-                counts[i] = merge(rows, counts[i], pair, part, self._eps[i])
+        for k, (snapshot, flat) in enumerate(zip(kept, flats, strict=True)):
+            if flat.tracked is not None:
+                for i in range(len(self._layers)):
+                    if ways[k, i] == Way.INVERT or not snapshot.forwards[i]:
+                        rows = self._layout.block(out[k], 2, i)
+                        counts[k, i], known[k, i] = self._invert(rows, i, snapshot, flat, before[k])
+            self._add_more(out[k], counts[k], known[k], snapshot, flat)
         return out, counts, known
 
-    def _invert(self, rows: np.ndarray, i: int, parts: list[Part], snapshot: Snapshot, flat: Flats) -> tuple[int, bool]:
+    def _add_more(
+        self, out: np.ndarray, counts: np.ndarray, known: np.ndarray, snapshot: Snapshot, flat: Flats
+    ) -> None:
+        """Merge what a layer measured in its second and later forwards of a step into what it did in its first."""
+        on_device = iter(flat.counts[snapshot.counts.count(ON_DEVICE) :].tolist())
+        start = 0
+        for i, part in snapshot.more:
+            rows = self._layout.block(out, 2, i)
+            pair = flat.extras[start : start + rows.size].reshape(rows.shape)
+            start += rows.size
+            part = part if part.count != ON_DEVICE else replace(part, count=next(on_device))
+            known[i] |= counts[i] == 0 and part.count != 0
+            counts[i] = merge(rows, int(counts[i]), pair, part, self._eps[i])
+
+    def _invert(
+        self, rows: np.ndarray, i: int, snapshot: Snapshot, flat: Flats, before: Standing | None
+    ) -> tuple[int, bool]:
         """Fill in a batch's mean and variance from running = (1 - momentum) * running + momentum * batch.
 
         That can be undone when exactly one batch moved it. Returns the count, 0 if the layer did not run, and whether
         it could be undone.
         """
-        count = parts[0].count if parts else snapshot.traced_counts[i]
-        assert count is not None
-        if self._previous is None or self._previous[1] is None or flat.tracked is None:
-            return (count if parts else 0), False
-        moved = int(flat.tracked[i] - self._previous[1][i])
-        if not parts:  # no hook saw it: the count of forwards is the counter's
+        hooked = snapshot.forwards[i] > 0
+        count = snapshot.counts[i] if hooked else snapshot.traced_counts[i]
+        if before is None or before.tracked is None or flat.tracked is None:
+            return (count if hooked else 0), False
+        moved = int(flat.tracked[i] - before.tracked[i])
+        if not hooked:  # the counter alone says how often it ran
             if moved <= 0:
                 return 0, False
             snapshot.forwards[i] = moved
         momentum = snapshot.momenta[i]
         share = 1.0 / float(flat.tracked[i]) if momentum is None and flat.tracked[i] else momentum
-        if moved != 1 or len(parts) > 1 or not share:
+        if moved != 1 or not share:
             return count, False
-        old = self._layout.block(self._previous[0], 4, i)[2:].astype(np.float64)
+        old = self._layout.block(before.parameters, 4, i)[2:].astype(np.float64)
         new = self._layout.block(flat.parameters, 4, i)[2:].astype(np.float64)
         batch = (new - (1 - share) * old) / share
         if count > 0:  # torch tracks the unbiased variance
@@ -267,7 +199,6 @@ def _variance(second: np.ndarray, way: np.ndarray, count: np.ndarray, eps: np.nd
 
 def merge(rows: np.ndarray, count: int, pair: np.ndarray, part: Part, eps: float) -> int:
     """Merge a further forward into a layer's mean and variance (Chan et al. 1979); returns the joint count."""
-    assert part.count is not None
     if part.count <= 0 or count < 0:
         return count
     total = count + part.count

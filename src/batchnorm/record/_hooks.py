@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._digest import UNKNOWN, Way
+from ._snapshot import UNKNOWN, Way
 from .schema import LayerInfo
 
 # Nodes that keep the batch mean as result1 and 1 / sqrt(batch variance + eps) as result2.

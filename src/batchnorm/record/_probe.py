@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._digest import Part, merge
+from ._digest import merge
 from ._hooks import Moment, measure
+from ._snapshot import Part
 from .schema import F4, LayerInfo
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ._digest import Digest, Snapshot
+from ._digest import Digest
+from ._snapshot import Snapshot
 from .journal import Journal
 from .lines import Lines
 from .schedule import Schedule

@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ._capture import Capture
-from ._digest import Snapshot
 from ._folder import create_folder, reopen_folder, set_status
 from ._hooks import Hook
 from ._layers import bare, choose
 from ._probe import probe
+from ._snapshot import Snapshot
 from ._writer import Writer
 from .journal import HEADER
 from .lines import Lines
