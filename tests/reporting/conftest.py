@@ -27,7 +27,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-def wait_until(page: Any, condition: str, seconds: float = 30) -> None:
+def wait_until(page: Any, condition: str, seconds: float = 15) -> None:
     """Wait for a condition in the page; Playwright's own way polls by eval, which the page's policy forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(f"Boolean({condition})"):

@@ -7,14 +7,12 @@ import json
 import numpy as np
 import pytest
 from reporting.conftest import BATCHES, LAYERS, wait_until
-from reporting.synthetic import layer, probe_values, story, write_run
+from reporting.reading import LEARNED, MEASURED, TRACKED, check_table, expected, marks, numbers, place, reach, settle
 
 import batchnorm as bn
 from batchnorm.record import open_run
 
 pytestmark = pytest.mark.browser
-
-MEASURED, TRACKED, LEARNED = ("batch_mean", "batch_std"), ("running_mean", "running_std"), ("gamma", "beta")
 
 
 @pytest.fixture(scope="module")
@@ -30,73 +28,6 @@ def page(open_page, page_path):
 @pytest.fixture(scope="module")
 def run(run_path):
     return open_run(run_path)
-
-
-def numbers(page):
-    """What the table says now, by the full value behind every rounded number."""
-    read = "all => Object.fromEntries(all.map(e => [e.id, e.value === '' ? null : Number(e.value)]))"
-    return {name: np.nan if value is None else value for name, value in page.eval_on_selector_all("data", read).items()}
-
-
-def place(page):
-    """The layer's name, the channel and the step that the page is at."""
-    state = page.evaluate("(({layer, place, at, batch}) => ({layer, place, at, batch}))(batchnorm.state)")
-    name = page.evaluate("document.querySelector('#layer').selectedOptions[0].text")
-    channel = int(page.evaluate("document.querySelector('#channel').selectedOptions[0].text"))
-    return name, channel, state["at"], state["batch"]
-
-
-def expected(run, name, channel, at):
-    """The same numbers from the reader."""
-    told = {
-        quantity: run.vectors(name, quantity)[1][at, channel].astype(np.float64) for quantity in bn.record.QUANTITIES
-    }
-    return told | {"batch_std": np.sqrt(told["batch_var"]), "running_std": np.sqrt(told["running_var"])}
-
-
-def check_table(page, run):
-    name, channel, at, batch = place(page)
-    assert batch == 0
-    told, said = expected(run, name, channel, at), numbers(page)
-    before = expected(run, name, channel, at - 1) if at else None
-    for quantity in (*MEASURED, *TRACKED, *LEARNED, "gamma_grad", "beta_grad"):
-        # Numbers pass through float64 text exactly; the square roots of both sides are correctly rounded.
-        assert said[f"now-{quantity}"] == pytest.approx(told[quantity], rel=1e-12)
-    for quantity in (*MEASURED, *TRACKED, *LEARNED):
-        change = told[quantity] - before[quantity] if before else np.nan
-        assert said[f"change-{quantity}"] == pytest.approx(change, rel=1e-9, abs=1e-12, nan_ok=True)
-
-
-def marks(page, chart, shape):
-    """Data behind the marks of one kind that a chart's Vega view has drawn."""
-    walk = """([name, shape]) => {
-        const found = [];
-        const visit = (group) => (group.items || []).forEach((mark) => {
-            if (mark.marktype === shape) mark.items.forEach((item) => found.push([item, mark]));
-            if (mark.marktype === 'group') mark.items.forEach(visit);
-        });
-        visit(batchnorm.views.get(name).scenegraph().root.items[0]);
-        return found.map(([item, mark]) => ({x: item.x, y: item.y, y2: item.y2, style: mark.role, datum: item.datum,
-            opacity: item.opacity, stroke: item.stroke, fill: item.fill, size: item.size}));
-    }"""
-    return page.evaluate(walk, [chart, shape])
-
-
-def settle(page):
-    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    page.evaluate("Promise.all([...batchnorm.views.values()].map(view => view.runAsync())).then(() => null)")
-
-
-def reach(page, chart):
-    """The thick bar that shows the chosen batch in a panel: (x, lo, hi) in the data's units, and the drawn x."""
-    bars = [m for m in marks(page, chart, "rule") if m["datum"] and "lo" in m["datum"] and "step" in m["datum"]]
-    chosen = page.evaluate("batchnorm.state.batch")
-    step = page.evaluate(f"batchnorm.views.get('{chart}').signal('step')")
-    if chosen:
-        bars = [m for m in bars if m["datum"].get("batch") == chosen]
-    else:
-        bars = [m for m in bars if m["datum"]["step"] == step and "batch" not in m["datum"]]
-    return bars
 
 
 def test_the_first_screen_needs_no_scrolling(page):
@@ -206,6 +137,9 @@ def test_the_worked_line_is_the_formula(page, run):
     xhat = (2.5 - told["batch_mean"]) / np.sqrt(told["batch_var"] + eps)
     assert said["line-xhat"] == pytest.approx(xhat, rel=1e-9)
     assert said["line-y"] == pytest.approx(told["gamma"] * xhat + told["beta"], rel=1e-9)
+    undone = (xhat * said["undo-gamma"]) + said["undo-beta"]  # the pair that would undo this batch gives x back
+    assert undone == pytest.approx(2.5, rel=1e-9)
+    assert (said["pair-gamma"], said["pair-beta"]) == (told["gamma"], told["beta"])
 
 
 def test_layer_and_channel_pickers_and_the_address(page, run, open_page, page_path):
@@ -221,7 +155,7 @@ def test_layer_and_channel_pickers_and_the_address(page, run, open_page, page_pa
     again = open_page(page_path, address="#" + page.url.split("#")[1])
     assert place(again) == ("net.bn2", 1, 4, 0)
     check_table(again, run)
-    for nonsense in ("#layer=99&channel=x&step=&batch=7", "#layer=-1", "#step=1e99&batch=-3", "#%%%"):
+    for nonsense in ("#layer=99&channel=x&step=1e99&batch=7", "#%%%&step="):
         assert place(open_page(page_path, address=nonsense))[0] in {info.name for info in LAYERS}
 
 
@@ -291,84 +225,3 @@ def test_arms_are_compared(open_page, experiment_path, tmp_path):
     ticks = [m["datum"]["test_accuracy"] for m in marks(page, "arms_final", "rect") if m["datum"]["arm"] == "per-batch"]
     assert sorted(ticks) == sorted(results["per-batch"]["single_pair_accuracy"]["all"])
     assert "97.0 %" in page.locator("#words").inner_text()
-
-
-EVIL = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
-NAMES = (EVIL, "'\"`${alert(3)}\\", "datum.layer['x']", "", "λ‮ \u0000x")
-
-
-def test_hostile_names_stay_text(open_page, tmp_path):
-    infos = [layer(name, 2) for name in NAMES]
-    alerts = [{"step": 1, "layer": EVIL, "quantity": EVIL, "what": "nonfinite", "count": 1}]
-    values = [story(info, 5, i) for i, info in enumerate(infos)]
-    path = write_run(tmp_path / "run", infos, values, meta={EVIL: EVIL, "__proto__": {"x": EVIL}}, alerts=alerts)
-    page = open_page(bn.report(path))
-    options = page.evaluate("[...document.querySelectorAll('#layer option')].map(o => o.text)")
-    assert options[0] == EVIL
-    page.locator("#chart-gamma_bands").scroll_into_view_if_needed()
-    wait_until(page, "batchnorm.views.has('gamma_bands')")
-    assert {m["datum"]["layer"] for m in marks(page, "gamma_bands", "line")} == set(NAMES)
-    for i in range(len(NAMES)):
-        page.locator("#layer").select_option(index=i)
-        settle(page)
-    page.mouse.move(400, 350)  # a tooltip must not run a name either
-    assert page.locator("img").count() == 0
-
-
-def test_a_run_of_one_step(open_page, tmp_path):
-    info = layer("bn", 3)
-    page = open_page(bn.report(write_run(tmp_path / "run", [info], [story(info, 1)])))
-    run = open_run(tmp_path / "run")
-    check_table(page, run)
-    assert page.locator("#next").is_disabled()
-    assert page.locator("#another").is_disabled()
-    assert len(reach(page, "measured")) == len(reach(page, "learned")) == 1
-
-
-def test_a_layer_without_gamma_and_beta(open_page, tmp_path):
-    infos = [layer("plain", 3, affine=False, tracks=False), layer("bn", 2)]
-    values = [story(info, 8, i) for i, info in enumerate(infos)]
-    page = open_page(bn.report(write_run(tmp_path / "run", infos, values, probes=probe_values([3], 2, 5))))
-    assert place(page)[0] == "bn"
-    page.locator("#layer").select_option(label="plain")
-    settle(page)
-    assert "affine=False" in page.locator("#chart-learned .none").inner_text()
-    said = numbers(page)
-    for quantity in (*TRACKED, *LEARNED):
-        assert np.isnan(said[f"now-{quantity}"])
-    assert said["line-y"] == said["line-xhat"]
-    page.locator("#another").click()
-    page.locator("#layer").select_option(label="bn")
-    settle(page)
-    assert page.locator("#chart-learned .none").count() == 0
-
-
-def test_values_that_are_not_finite_leave_gaps_crosses_and_words(open_page, tmp_path):
-    info = layer("bn", 2)
-    values = story(info, 12)
-    values["batch_mean"][4:6] = np.nan
-    values["batch_var"][4:6] = np.inf
-    values["gamma"][9:] = -np.inf
-    alerts = [{"step": s, "layer": "bn", "quantity": "batch_mean", "what": "nonfinite", "count": 2} for s in (4, 5)]
-    page = open_page(bn.report(write_run(tmp_path / "run", [info], [values], alerts=alerts)))
-    crosses = [m["datum"]["step"] for m in marks(page, "measured", "symbol") if m["datum"].get("broken")]
-    assert {4, 5} <= set(crosses)
-    page.locator("#step").evaluate("(e) => { e.value = 4; e.dispatchEvent(new Event('input')) }")
-    assert [page.locator(f"#now-{name}").inner_text() for name in MEASURED] == ["NaN", "∞"]
-    page.locator("#step").evaluate("(e) => { e.value = 10; e.dispatchEvent(new Event('input')) }")
-    assert page.locator("#now-gamma").inner_text() == "−∞"
-    assert "1 with NaN or infinite values" in page.locator("#health").inner_text()
-    assert "batch_mean not finite in 2 steps, first at step 4" in page.locator("#alerts").inner_text()
-
-
-@pytest.mark.parametrize("kind", ["no layers", "no steps", "no vectors"])
-def test_a_run_with_nothing_to_draw_says_so(open_page, tmp_path, kind):
-    infos = [] if kind == "no layers" else [layer("bn", 2)]
-    path = write_run(tmp_path / "run", infos, [story(info, 4) for info in infos])
-    if kind == "no steps":
-        (path / "stats-0001.bin").write_bytes(b"")
-    if kind != "no layers":
-        (path / "vectors-0001.bin").write_bytes(b"")
-    page = open_page(bn.report(path), charts=False)
-    said = page.locator("main .card").first.inner_text()
-    assert ("no batch-norm layer" if kind == "no layers" else "No step of this run holds whole vectors") in said

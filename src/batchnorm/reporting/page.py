@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 VEGA_LITE = "6.4"
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("data.js", "charts.js", "page.js")
 
 
 def report(run_or_path: Run | str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
@@ -77,7 +78,9 @@ def render(run: Run) -> str:
         style = environment.get_template("page.css").render(
             palettes={"light": charts.LIGHT, "dark": charts.DARK}, font=charts.FONT
         )
-        scripts = [bundle.result(), (TEMPLATES / "page.js").read_text(encoding="utf-8")]
+        own = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
+        # Each in a scope of its own: the bundle's names are short, many, and change with its version.
+        scripts = [f'(() => {{\n"use strict";\n{script}\n}})();' for script in (bundle.result(), own)]
     policy = "; ".join(
         [
             "default-src 'none'",

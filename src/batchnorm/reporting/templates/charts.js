@@ -1,0 +1,94 @@
+// The charts: drawn as they come into view, and moved with the reader.
+
+const $ = (id) => document.getElementById(id);
+const views = new Map(); // name of a chart -> its Vega view
+const seen = new Set(); // the charts in view, or nearly: the others are moved when they come into view
+const STRIP = 140, AXIS = 70, GAP = 8; // px: see charts/panels.py
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+function sources(spec, found = new Set()) {
+  if (spec && typeof spec === "object") {
+    if (spec.data && spec.data.name in SOURCES) found.add(spec.data.name);
+    Object.values(spec).forEach((part) => sources(part, found));
+  }
+  return found;
+}
+function sized(spec, width) {
+  if (spec.hconcat) spec.hconcat[0].width = Math.max(120, width - STRIP - GAP - AXIS);
+  else if (spec.facet) {
+    spec.columns = Math.max(1, Math.min(Math.floor(width / 270), run.layers.length));
+    spec.spec.width = Math.floor((width - 64) / spec.columns) - 18;
+  } else Object.assign(spec, { width, autosize: { type: "fit-x", contains: "padding" } });
+  return spec;
+}
+async function draw(name) {
+  const element = $(`chart-${name}`);
+  const spec = sized(structuredClone(run.specs[name]), element.clientWidth);
+  const used = [...sources(spec)];
+  const { layer, place } = state;
+  spec.datasets = Object.fromEntries(used.map((source) => [source, SOURCES[source]()]));
+  for (const parameter of spec.params || []) parameter.value = signals()[parameter.name];
+  const old = views.get(name);
+  const { view } = await vegaEmbed(element, spec, {
+    mode: "vega-lite", actions: false, ast: true, renderer: "svg", defaultStyle: false, logLevel: 1,
+    config: run.config[dark.matches ? "dark" : "light"], tooltip: { disableDefaultStyle: true },
+  });
+  if (old) old.finalize();
+  view.used = used;
+  view.moves = (spec.params || []).map((parameter) => parameter.name);
+  views.set(name, view);
+  note(name);
+  // The reader may have moved on meanwhile.
+  if (layer !== state.layer || place !== state.place) reload();
+  move(view);
+}
+function note(name) {
+  const element = $(`chart-${name}`);
+  element.querySelector(".none")?.remove();
+  if (!["learned", "gamma_grad", "beta_grad"].includes(name) || run.layers[state.layer].affine) return;
+  const said = document.createElement("p");
+  said.className = "none";
+  said.textContent = "This layer has affine=False: it has no γ and β, so nothing is learned here and what goes out is always 0 ± 1.";
+  element.append(said);
+}
+const signals = () => ({
+  step: run.steps[state.at],
+  batch: state.batch,
+  probe: run.probe_steps.length ? run.probe_steps[probe()] : -1,
+});
+function move(view) {
+  const all = signals();
+  for (const name of view.moves) view.signal(name, all[name]);
+  return view.runAsync();
+}
+function reload() {
+  for (const [name, view] of views) {
+    const own = view.used.filter((source) => source === "trace" || source === "probes");
+    own.forEach((source) => view.data(source, SOURCES[source]()));
+    note(name);
+    if (own.length) view.runAsync();
+  }
+}
+
+const begun = new Set();
+const watcher = new IntersectionObserver(
+  (entries) => entries.forEach(({ target, isIntersecting }) => {
+    const name = target.id.replace("chart-", "");
+    if (!isIntersecting) return seen.delete(name);
+    seen.add(name);
+    if (views.has(name)) return move(views.get(name));
+    if (!begun.has(name)) draw(name);
+    return begun.add(name);
+  }),
+  { rootMargin: "300px" },
+);
+const redraw = () => [...views.keys()].forEach(draw);
+dark.addEventListener("change", redraw);
+let width = innerWidth, settle = 0;
+addEventListener("resize", () => {
+  if (innerWidth === width) return;
+  width = innerWidth;
+  clearTimeout(settle);
+  settle = setTimeout(redraw, 150);
+});
