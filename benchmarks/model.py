@@ -3,7 +3,8 @@
     python benchmarks/model.py [--batch 32] [--pairs 12]
 
 prints a table and writes it to benchmarks/results/model.md. Both models start from the same weights and take the same
-steps in turns; the ratio is the median over pairs of neighbouring steps.
+steps in turns; the ratio is the median over pairs of neighbouring steps. Memory is what autograd keeps between forward
+and backward, each storage counted once.
 """
 
 from __future__ import annotations
@@ -41,9 +42,25 @@ class Training:
         self.optimizer.step()
         return time.perf_counter() - begin
 
+    def kept_mb(self) -> float:
+        """Megabytes that a step keeps for its backward pass, parameters aside."""
+        storages = {}
+        parameters = {p.data_ptr() for p in self.model.parameters()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            if tensor.data_ptr() not in parameters:
+                storage = tensor.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            y = self.model(self.x)
+        del y
+        return sum(storages.values()) / 1e6
+
 
 def compare(build: type | object, memory_format: torch.memory_format, batch: int, pairs: int) -> tuple[float, ...]:
-    """Median seconds of a step with torch's layers and with ours, and the quartiles of the paired ratio."""
+    """Seconds of a step, theirs and ours (medians); quartiles of the paired ratio; megabytes kept, theirs and ours."""
     torch.manual_seed(0)
     x = torch.randn(batch, 3, 32, 32).to(memory_format=memory_format)
     theirs = build().to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
@@ -61,7 +78,14 @@ def compare(build: type | object, memory_format: torch.memory_format, batch: int
             first, second = a.step(), b.step()
         times.append((first, second))
     low, middle, high = statistics.quantiles([first / second for first, second in times], n=4)
-    return *(statistics.median(column) for column in zip(*times, strict=True)), low, middle, high
+    return (
+        *(statistics.median(column) for column in zip(*times, strict=True)),
+        low,
+        middle,
+        high,
+        a.kept_mb(),
+        b.kept_mb(),
+    )
 
 
 def main() -> None:
@@ -78,17 +102,19 @@ def main() -> None:
         f"{len(names)} cores, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{torch.get_num_threads()} threads. Images of 32x32, float32; ours is `convert(model, fuse=True)`.",
         "",
-        "| model | layout | torch, ms | ours, ms | faster by (quartiles of pairs) |",
-        "|---|---|---|---|---|",
+        "| model | layout | torch, ms | ours, ms | faster by (quartiles of pairs) | kept, torch, MB | kept, ours, MB |",
+        "|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
     for build in (mobilenet_v2, resnet18):
         for memory_format in (torch.contiguous_format, torch.channels_last):
-            theirs, ours, low, middle, high = compare(build, memory_format, options.batch, options.pairs)
+            theirs, ours, low, middle, high, kept_theirs, kept_ours = compare(
+                build, memory_format, options.batch, options.pairs
+            )
             layout = str(memory_format).removeprefix("torch.").removesuffix("_format")
             lines.append(
                 f"| {build.__name__} | {layout} | {theirs * 1e3:.0f} | {ours * 1e3:.0f} "
-                f"| {middle:.2f}x ({low:.2f} to {high:.2f}) |"
+                f"| {middle:.2f}x ({low:.2f} to {high:.2f}) | {kept_theirs:.0f} | {kept_ours:.0f} |"
             )
             print(lines[-1], flush=True)
     RESULTS.write_text("\n".join(lines) + "\n")
