@@ -24,9 +24,9 @@ from .settings import Settings
 from .training import CHECKPOINT_SECONDS, Tick, Training
 
 RESULTS = "results.json"
-# Below so many numbers in a batch's largest activation, threads cost more than they save: on a busy machine two of them
-# made a step of the default network 50 times slower than one.
-_FEW_ACTIVATIONS = 1 << 18
+# Below so many numbers in a batch's largest activation one thread computes: two would gain little, and on a busy machine,
+# where each waits for the other at every operation, made a step of the default network 50 times slower.
+_FEW_ACTIVATIONS = 1 << 22
 
 
 class Experiment:
