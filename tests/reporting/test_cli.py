@@ -161,3 +161,11 @@ def test_names_steer_neither_the_terminal_nor_json(tmp_path):
     assert told["layers"][0]["name"] == name
     assert told["layers"][0]["gamma"] is None
     assert told["meta"]["loss"] is None
+
+
+def test_without_the_extra_the_cure_is_named(run_path, monkeypatch):
+    monkeypatch.setattr("batchnorm.reporting.page.find_spec", lambda name: None)
+    result = CliRunner().invoke(app, ["report", str(run_path)])
+    assert result.exit_code == 1
+    assert 'pip install "batchnorm[report]"' in result.stderr
+    assert CliRunner().invoke(app, ["show", str(run_path)]).exit_code == 0

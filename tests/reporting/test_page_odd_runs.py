@@ -92,3 +92,8 @@ def test_a_run_with_nothing_to_draw_says_so(open_page, tmp_path, kind):
     page = open_page(bn.report(path), charts=False)
     said = page.locator("main .card").first.inner_text()
     assert ("no batch-norm layer" if kind == "no layers" else "No step of this run holds whole vectors") in said
+    if kind == "no vectors":
+        page.locator("#chart-gamma_bands").scroll_into_view_if_needed()
+        wait_until(page, "batchnorm.views.has('gamma_bands')")
+        drawn = [m["datum"]["p50"] for m in marks(page, "gamma_bands", "line")]
+        assert drawn == open_run(path).stats("bn", "gamma")[:, 3].tolist()

@@ -114,6 +114,11 @@ def _layer(run: Run, info: LayerInfo) -> dict[str, Any]:
     return said
 
 
+def spoken(value: Any) -> str:
+    """Return a value of `meta` as one would say it: lists with commas between."""
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
 def plain(value: Any) -> Any:
     """Return the value in JSON's own types; NaN and infinity, which JSON lacks, become None."""
     if isinstance(value, dict):

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..record.run import Run, open_run
 from ..record.schema import write_atomically
-from .facts import alert_lines, arm_results, damage_lines, health, plain
+from .facts import alert_lines, arm_results, damage_lines, health, plain, spoken
 from .select import BANDS, Selection, nearest, select
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def render(run: Run) -> str:
         damage=damage_lines(run),
         specs=specs,
         selection=selection,
+        spoken=spoken,
     )
 
 
@@ -115,20 +116,21 @@ def chart_specs(run: Run, selection: Selection) -> dict[str, dict[str, Any]]:
     from . import charts
 
     trace, probes = alt.NamedData("trace"), alt.NamedData("probes") if len(selection.probe_steps) else None
+    parameters = charts.parameters(*first_look(selection))
+    step, learns = parameters[0], any(view.bands for view in selection.layers)
     made: dict[str, Any] = {}
     if len(selection.steps):
-        step, probe = first_look(selection)
-        parameters = charts.parameters(step, probe)
         made["measured"] = charts.measured(trace, probes).add_params(*parameters)
         made["learned"] = charts.learned(trace, probes).add_params(*parameters)
-        made["running_mean"] = charts.running_mean(trace).add_params(parameters[0])
-        made["running_variance"] = charts.running_variance(trace).add_params(parameters[0])
-        if any(view.bands for view in selection.layers):
-            for quantity in ("gamma", "beta"):
-                made[f"{quantity}_grad"] = charts.gradients(trace, f"{quantity}_grad").add_params(parameters[0])
-                made[f"{quantity}_bands"] = charts.bands(alt.NamedData(f"{quantity}_bands"), quantity).add_params(
-                    parameters[0]
-                )
+        made["running_mean"] = charts.running_mean(trace).add_params(step)
+        made["running_variance"] = charts.running_variance(trace).add_params(step)
+        if learns:
+            made["gamma_grad"] = charts.gradients(trace, "gamma_grad").add_params(step)
+            made["beta_grad"] = charts.gradients(trace, "beta_grad").add_params(step)
+    if len(selection.band_steps) and learns:
+        for quantity in ("gamma", "beta"):
+            name = f"{quantity}_bands"
+            made[name] = charts.bands(alt.NamedData(name), quantity).add_params(step)
     if arm_results(run):
         made["arms_curves"] = charts.arms_curves(alt.NamedData("curves"))
         made["arms_final"] = charts.arms_final(alt.NamedData("final"), alt.NamedData("pairs"))
@@ -136,7 +138,9 @@ def chart_specs(run: Run, selection: Selection) -> dict[str, dict[str, Any]]:
 
 
 def first_look(selection: Selection) -> tuple[int, int]:
-    """Return the step to open the page at, three quarters of the way, and the probed step nearest to it."""
+    """Return the step to open the page at, three quarters of the way, and the probed step nearest to it; 0 if none."""
+    if not len(selection.steps):
+        return 0, 0
     step = int(selection.steps[(len(selection.steps) - 1) * 3 // 4])
     probed = selection.probe_steps
     return step, int(probed[nearest(probed, step)]) if len(probed) else step
@@ -146,7 +150,7 @@ def payload(run: Run, selection: Selection) -> dict[str, Any]:
     """Return the page's data: columns of float32 in base64, which keep NaN and take half the room of decimals."""
     from . import charts
 
-    step, probe = first_look(selection) if len(selection.steps) else (0, 0)
+    step, probe = first_look(selection)
     layers = [
         {
             "name": view.info.name,

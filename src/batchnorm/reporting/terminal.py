@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .facts import brief, facts, plural
+from .facts import brief, facts, plural, spoken
 
 if TYPE_CHECKING:
     from ..record.run import Run
@@ -41,7 +41,7 @@ def show(run: Run, console: Console | None = None) -> None:
     said = facts(run)
     console.print(text(run.path.name, "bold"), text(said["status"]), text(said["created"], MUTED))
     if said["meta"]:
-        console.print(text(", ".join(f"{name} {value}" for name, value in said["meta"].items()), MUTED))
+        console.print(text("; ".join(f"{name} {spoken(value)}" for name, value in said["meta"].items()), MUTED))
     console.print(text(f"{plural(said['steps'], 'recorded step')}; {said['health']}"))
     for line in (*said["alerts"], *(f"damage: {line}" for line in said["damage"])):
         console.print(text(f"  {line}", "bold red"))

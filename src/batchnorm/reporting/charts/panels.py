@@ -126,7 +126,7 @@ def _with_strip(role: str, trace: alt.Data, probes: alt.Data | None, width: int,
     if probes is None:
         return _panel(role, trace, None, width, height)
     parts = _panel(role, trace, probes, width - STRIP, height), _strip(role, probes, height)
-    return alt.hconcat(*parts, spacing=8).resolve_scale(y="shared")
+    return alt.hconcat(*parts, spacing=16).resolve_scale(y="shared")
 
 
 def measured(trace: alt.Data, probes: alt.Data | None = None, *, width: int = 560, height: int = 250) -> Any:

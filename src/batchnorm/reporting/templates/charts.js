@@ -3,7 +3,7 @@
 const $ = (id) => document.getElementById(id);
 const views = new Map(); // name of a chart -> its Vega view
 const seen = new Set(); // the charts in view, or nearly: the others are moved when they come into view
-const STRIP = 140, AXIS = 70, GAP = 8; // px: see charts/panels.py
+const STRIP = 140, AXIS = 66, GAP = 16; // px: see charts/panels.py
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -53,7 +53,7 @@ function note(name) {
   element.append(said);
 }
 const signals = () => ({
-  step: run.steps[state.at],
+  step: run.steps[state.at] ?? null,
   batch: state.batch,
   probe: run.probe_steps.length ? run.probe_steps[probe()] : -1,
 });
