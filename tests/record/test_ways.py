@@ -178,9 +178,10 @@ def _unhooked(model, x):
     )
 
 
-@pytest.mark.parametrize("case", ["no grad", "not tracked", "momentum 0", "half", "every 2"])
+@pytest.mark.parametrize("case", ["no grad", "not tracked", "momentum 0", "half", "saved in half", "every 2"])
 def test_measured(tmp_path, ways, case):
-    layer = Fused(3, track_running_stats=case != "not tracked", momentum=0.0 if case == "momentum 0" else 0.1)
+    kind = nn.BatchNorm2d if case == "saved in half" else Fused
+    layer = kind(3, track_running_stats=case != "not tracked", momentum=0.0 if case == "momentum 0" else 0.1)
     model = Caught(layer)
 
     def call(x):
@@ -190,7 +191,7 @@ def test_measured(tmp_path, ways, case):
             return model.first.weight
         return model(x)
 
-    if case == "half":
+    if "half" in case:
         model = model.bfloat16()
     run, truth = train(model, tmp_path, call=call, every=2 if case == "every 2" else 1)
     # Before the first step it is known where the running statistics stand, in the midst of unrecorded ones it is not.

@@ -34,12 +34,12 @@ class Records(NamedTuple):
 class Digest:
     """Turns snapshots, in the order of their steps, into records; many at once cost little more than one."""
 
-    def __init__(self, layers: Sequence[LayerInfo], schedule: Schedule | None, every: int) -> None:
+    def __init__(self, layers: Sequence[LayerInfo], schedule: Schedule | None, every: int, alerted: np.ndarray) -> None:
         self._layers = layers
         self._layout = Layout(layers)
         self._eps = np.array([layers[i].eps for i in self._layout.order])
         self._schedule, self._every = schedule, every
-        self._alerted = np.zeros((len(layers), len(QUANTITIES)), np.float32)
+        self._alerted = alerted  # (layers, quantities): how many are known not to be finite
         self._previous: Standing | None = None
 
     @np.errstate(all="ignore")  # what is not finite is data here: it is counted, and goes into the alerts

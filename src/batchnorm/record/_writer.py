@@ -13,7 +13,7 @@ import numpy as np
 
 from ._digest import Digest
 from ._snapshot import Snapshot
-from .journal import Journal
+from .journal import Journal, read_frames
 from .lines import Lines
 from .schedule import Schedule
 from .schema import ALERTS, F4, PROBED, PROBES, QUANTITIES, STATS, VECTORS, LayerInfo, stats_dtype, vector_starts
@@ -42,7 +42,7 @@ class Writer:
         self._vectors = Journal(path / VECTORS, before_step, lambda n: n == vectors)
         self._probes = Journal(path / PROBES, before_step, lambda n: probes > 0 and n % probes == 0)
         self._alerts = Lines(path / ALERTS, before_step)
-        self._digest = Digest(layers, schedule, every)
+        self._digest = Digest(layers, schedule, every, _last_nonfinite(path, layers))
         self._queue: deque[Snapshot | tuple[int, np.ndarray]] = deque()
         self._capacity = max(4, min(256, _QUEUE_BYTES // max(1, vectors)))
         self._submitted = self._written = 0  # each moved by one thread alone
@@ -113,3 +113,14 @@ class Writer:
         for journal in (self._stats, self._vectors, self._probes):
             journal.sync()
         self._written += len(items)
+
+
+def _last_nonfinite(path: Path, layers: Sequence[LayerInfo]) -> np.ndarray:
+    """How many values of each quantity, (layers, quantities), were not finite when last seen: known to the alerts."""
+    last = np.zeros((len(layers), len(QUANTITIES)), np.float32)
+    dtype = stats_dtype(layers)
+    frames = read_frames(path / STATS, lambda length: length == dtype.itemsize)
+    for k in range(len(frames)):
+        nonfinite = np.frombuffer(frames.payload(k), dtype)[0]["stats"][..., -1]
+        last = np.where(np.isnan(nonfinite), last, nonfinite)
+    return last
