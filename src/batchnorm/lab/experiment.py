@@ -24,8 +24,8 @@ from .settings import Settings
 from .training import CHECKPOINT_SECONDS, Tick, Training
 
 RESULTS = "results.json"
-# Below so many numbers in a batch's largest activation one thread computes: two would gain little, and on a busy machine,
-# where each waits for the other at every operation, made a step of the default network 50 times slower.
+# Below so many numbers in a batch's largest activation one thread computes: two would gain little, and on a busy
+# machine, where each waits for the other at every operation, made a step of the default network 50 times slower.
 _FEW_ACTIVATIONS = 1 << 22
 
 
