@@ -10,8 +10,9 @@ namespace batchnorm {
 namespace {
 
 constexpr int64_t least_parallel = 32768;     // values: less is not worth waking a thread
-constexpr int64_t cached_bytes = 640 << 10;   // a tile of all operands that stays in a core's cache between two passes
+constexpr int64_t cached_bytes = 4 << 20;     // a tile of all operands that stays in some cache between two passes
 constexpr int64_t streamed_bytes = 4 << 20;   // an output this large would only push others out of the caches
+constexpr int64_t streamed_row = 4 << 10;     // bytes of a row that make up for its two ends, which share lines
 constexpr int64_t fewest_tiles = 8;           // with fewer, threads share pieces rather than tiles
 
 // One piece's, or one tile's, results: two numbers a channel, over `count` values each.
@@ -25,7 +26,7 @@ struct Partial {
 class Partials {
  public:
   Partials(const Cut& cut, int64_t channels)
-      : cut_(cut), channels_(channels), counts_(cut.tiles * cut.pieces), values_(2 * cut.pieces * channels) {}
+      : cut_(cut), channels_(channels), counts_(cut.tiles * cut.pieces), values_(2 * cut.pieces * channels) {}  // zero: nothing was counted
 
   Partial at(int64_t tile, int64_t piece) {
     double* first = values_.data() + 2 * piece * channels_ + tile * cut_.tile_channels;
@@ -67,7 +68,7 @@ class Runner {
         cut_(problem.shape, value_bytes(problem.type)),
         kernels_(kernels<A>(problem.type)),
         kind_(problem.activation == Activation::none ? 0 : problem.activation == Activation::relu ? 1 : 2),
-        stream_(problem.shape.values() * value_bytes(problem.type) >= streamed_bytes) {}
+        stream_(streams()) {}
 
   int64_t count() const {
     const int64_t samples = p_.shape.batch * p_.shape.space;
@@ -121,6 +122,11 @@ class Runner {
 
  private:
   static int64_t value_bytes(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
+
+  bool streams() const {
+    const int64_t bytes = value_bytes(p_.type), row = cut_.block(0, 0).width * bytes;
+    return p_.shape.values() * bytes >= streamed_bytes && (row % line_bytes == 0 || row >= streamed_row);
+  }
 
   // ---- sharing out -------------------------------------------------------------------------------------------------
 
@@ -191,6 +197,11 @@ class Runner {
       return;
     }
     std::fill_n(channels, region.channels, 0.0);
+    if (cut_.space == 1) {
+      for (int64_t k = 0; k < region.repeats; ++k, positions += region.channels)
+        for (int64_t c = 0; c < region.channels; ++c) channels[c] += static_cast<double>(positions[c]);
+      return;
+    }
     runs(region, [&](int64_t c, int64_t begin, int64_t end) {
       double sum = 0;
       for (int64_t i = begin; i < end; ++i) sum += static_cast<double>(positions[i]);

@@ -8,7 +8,8 @@ namespace batchnorm {
 namespace {
 
 constexpr int64_t plane_block = 4096;      // values: 16 KiB of float32, half a first-level cache
-constexpr int64_t position_block = 32768;  // values: enough rows that merging them costs little beside reading them
+constexpr int64_t position_block = 65536;  // values, but enough rows that merging costs little beside reading them:
+constexpr int64_t fewest_rows = 128;
 constexpr int64_t plane_piece = 65536, position_piece = 131072;  // values
 constexpr int64_t shortest_plane = 128;    // shorter ones are handled as positions
 constexpr int64_t joined_row = 256;        // values that a row of few channels is made of, about
@@ -80,7 +81,7 @@ void Cut::cut_positions(const Shape& shape, int64_t value_bytes) {
   tiles = ceil_divide(shape.channels, tile_channels);
   chunk_ = row_samples_ * tile_channels * space;
   chunks_ = 1;
-  block_rows_ = std::max<int64_t>(1, position_block / chunk_);
+  block_rows_ = std::max(fewest_rows, position_block / chunk_);
 }
 
 Region Cut::block(int64_t tile, int64_t index) const {

@@ -1,60 +1,41 @@
-// The inner loops, compiled once per instruction set from one source, and the choice between them.
+// The choice between the inner loops that are compiled for each instruction set.
 #include "kernels.h"
-
-#include <immintrin.h>
 
 #include <cstdlib>
 #include <string_view>
 
-// A loop's body is one piece of code: its values stay in registers.
-#define INLINE inline __attribute__((always_inline))
-
-// All headers come before the first #pragma: what they define must be compiled for every machine.
 namespace batchnorm {
 
-template <class A>
-struct Integer;
-template <>
-struct Integer<float> {
-  using type = int32_t;
-};
-template <>
-struct Integer<double> {
-  using type = int64_t;
-};
-
-namespace baseline {
-#define VECTOR_BYTES 16
-#include "lanes.inl"
-#include "activations.inl"
-#include "kernels.inl"
-#undef VECTOR_BYTES
-}  // namespace baseline
-
-#pragma GCC push_options
-#pragma GCC target("avx2")
-namespace avx2 {
-#define VECTOR_BYTES 32
-#include "lanes.inl"
-#include "activations.inl"
-#include "kernels.inl"
-#undef VECTOR_BYTES
-}  // namespace avx2
-#pragma GCC pop_options
+#define DECLARE_TIER(name)                       \
+  namespace name {                               \
+  const Kernels<float>& loops(Type, float);      \
+  const Kernels<double>& loops(Type, double);    \
+  }
+DECLARE_TIER(baseline)
+DECLARE_TIER(avx2)
+DECLARE_TIER(avx512)
 
 namespace {
 
-bool use_avx2() {
+int chosen_vector_bytes() {
   const char* wish = std::getenv("ATEN_CPU_CAPABILITY");
-  return __builtin_cpu_supports("avx2") && !(wish && std::string_view(wish) == "default");
+  const std::string_view most = wish ? wish : "";
+  if (most == "default" || !__builtin_cpu_supports("avx2")) return 16;
+  const bool wide = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return most == "avx2" || !wide ? 32 : 64;
 }
 
 }  // namespace
 
+int vector_bytes() {
+  static const int bytes = chosen_vector_bytes();
+  return bytes;
+}
+
 template <class A>
 const Kernels<A>& kernels(Type type) {
-  static const bool wide = use_avx2();
-  return wide ? avx2::table(type, A{}) : baseline::table(type, A{});
+  const int bytes = vector_bytes();
+  return bytes == 64 ? avx512::loops(type, A{}) : bytes == 32 ? avx2::loops(type, A{}) : baseline::loops(type, A{});
 }
 
 template const Kernels<float>& kernels<float>(Type);

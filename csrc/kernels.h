@@ -70,7 +70,11 @@ struct Kernels {
   Apply apply[2][3];
 };
 
-// The loops for one type of tensor and this machine, chosen once. ATEN_CPU_CAPABILITY (default, avx2) lowers the choice.
+// The width of the registers in use: the machine's, or less if ATEN_CPU_CAPABILITY (default, avx2, avx512) says so. Chosen
+// once.
+int vector_bytes();
+
+// The loops for one type of tensor at that width.
 template <class A>
 const Kernels<A>& kernels(Type type);
 

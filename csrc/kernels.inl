@@ -235,13 +235,3 @@ constexpr Kernels<typename F::Compute> table() {
        {apply<F, false, none>, apply<F, false, relu>, apply<F, false, any>}},
   };
 }
-
-inline const Kernels<float>& table(Type type, float) {
-  static constexpr Kernels<float> float32 = table<Plain<float>, true>(), bfloat16 = table<BFloat16, true>(),
-                                  float16 = table<Float16, false>();
-  return type == Type::float32 ? float32 : type == Type::bfloat16 ? bfloat16 : float16;
-}
-inline const Kernels<double>& table(Type, double) {
-  static constexpr Kernels<double> float64 = table<Plain<double>, false>();
-  return float64;
-}

@@ -191,6 +191,8 @@ void update_running(Optional running_mean, Optional running_var, Tensor count, T
   move_towards(running_var, momentum, m2s, 1 / static_cast<double>(n - 1));
 }
 
+int64_t vector_bytes() { return batchnorm::vector_bytes(); }
+
 }  // namespace
 }  // namespace batchnorm::ops
 
@@ -216,6 +218,11 @@ STABLE_TORCH_LIBRARY(batchnorm, library) {
   library.def(
       "update_running_(Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor count, Tensor mean, Tensor m2, "
       "float momentum) -> ()");
+  library.def("vector_bytes() -> int");  // of the registers in use
+}
+
+STABLE_TORCH_LIBRARY_IMPL(batchnorm, CompositeExplicitAutograd, library) {
+  library.impl("vector_bytes", TORCH_BOX(&batchnorm::ops::vector_bytes));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(batchnorm, CPU, library) {
