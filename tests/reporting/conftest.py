@@ -108,6 +108,6 @@ def experiment_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     write_run(path, arms=list(results), results={"arms": results}, meta={"data": "digits", "model": "mlp"})
     for arm in results:
-        layers = () if arm == "none" else (layer("bn", 4, affine=arm != "fixed"),)
-        write_run(path / arm, layers, [story(info, STEPS) for info in layers])
+        layers = () if arm == "none" else (layer("bn", 4),)
+        write_run(path / arm, layers, [story(info, STEPS, len(arm)) for info in layers])
     return path

@@ -54,6 +54,7 @@ def test_every_chart_is_valid_vega_lite(run_path, experiment_path):
         charts.running_mean(trace).add_params(step),
         charts.running_variance(trace),
         charts.gradients(trace, "gamma_grad"),
+        charts.owned(trace, "beta"),
         charts.bands(alt.NamedData("rows"), "beta").add_params(step),
         charts.arms_curves(alt.NamedData("curves")),
         charts.arms_final(alt.NamedData("final"), alt.NamedData("pairs")),

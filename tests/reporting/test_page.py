@@ -224,4 +224,11 @@ def test_arms_are_compared(open_page, experiment_path, tmp_path):
     assert dots == {arm: result["test_accuracy"] for arm, result in results.items()}
     ticks = [m["datum"]["test_accuracy"] for m in marks(page, "arms_final", "rect") if m["datum"]["arm"] == "per-batch"]
     assert sorted(ticks) == sorted(results["per-batch"]["single_pair_accuracy"]["all"])
+    for quantity in ("gamma", "beta"):
+        page.locator(f"#chart-owned_{quantity}").scroll_into_view_if_needed()
+        wait_until(page, f"batchnorm.views.has('owned_{quantity}')")
+        name, channel, *_ = place(page)
+        drawn = [m["datum"][f"own_{quantity}"] for m in marks(page, f"owned_{quantity}", "symbol")]
+        owned = open_run(experiment_path / "per-batch").vectors(name, quantity)[1][:, channel]
+        assert drawn == owned.tolist()
     assert "97.0 %" in page.locator("#words").inner_text()

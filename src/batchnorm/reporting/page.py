@@ -127,6 +127,9 @@ def chart_specs(run: Run, selection: Selection) -> dict[str, dict[str, Any]]:
         if learns:
             made["gamma_grad"] = charts.gradients(trace, "gamma_grad").add_params(step)
             made["beta_grad"] = charts.gradients(trace, "beta_grad").add_params(step)
+        if any("own_gamma" in view.columns for view in selection.layers):
+            made["owned_gamma"] = charts.owned(trace, "gamma").add_params(step)
+            made["owned_beta"] = charts.owned(trace, "beta").add_params(step)
     if len(selection.band_steps) and learns:
         for quantity in ("gamma", "beta"):
             name = f"{quantity}_bands"

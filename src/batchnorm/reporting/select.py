@@ -27,6 +27,10 @@ TRACE_VALUES = 210_000  # float32 values, all channels and quantities together: 
 BAND_VALUES = 60_000
 MAX_CHANNELS, MAX_STEPS, MAX_PROBED, MAX_BATCHES = 12, 240, 12, 16
 
+# γ and β of the batch of each step, in the arm of an experiment in which every batch has its own.
+OWNED = {"own_gamma": "gamma", "own_beta": "beta"}
+OWNING_ARM = "per-batch"
+
 # What the layer's crosses stand for.
 ROLES = {
     "measured": ("batch_mean", "batch_var"),
@@ -42,7 +46,7 @@ class LayerView:
     info: LayerInfo
     channels: NDArray[np.int64]  # (c,) which channels, those that moved most first
     moved: NDArray[np.float64]  # (c,) how far (γ, β) went from its first to its last recorded value
-    columns: dict[str, NDArray[np.float32]]  # quantity -> (S, c); NaN where there is none
+    columns: dict[str, NDArray[np.float32]]  # quantity, or one of OWNED, -> (S, c); NaN where there is none
     counts: NDArray[np.int64]  # (S,) values per channel in the batch
     broken: dict[str, list[int]]  # quantity -> which of the S steps had a value that was not finite
     probes: dict[str, NDArray[np.float32]]  # batch_mean, batch_var -> (P, B, c)
@@ -66,7 +70,7 @@ class Selection:
         view = self.layers[layer]
         rows = []
         for s, step in enumerate(self.steps.tolist()):
-            values = {q: _finite(view.columns[q][s, place]) for q in QUANTITIES}
+            values = {q: _finite(column[s, place]) for q, column in view.columns.items()}
             bad = [r for r, qs in ROLES.items() if any(s in view.broken[q] and values[q] is None for q in qs)]
             rows.append({"step": step, **values, "broken": " ".join(bad)})
         return rows
@@ -105,6 +109,7 @@ def select(run: Run, only: tuple[str, int] | None = None) -> Selection:
     Raises:
         ValueError: there is no such layer or channel.
     """
+    owning = run.arms.get(OWNING_ARM)
     run = run.main
     infos = run.layers
     if only is not None:
@@ -115,9 +120,9 @@ def select(run: Run, only: tuple[str, int] | None = None) -> Selection:
     if not infos:
         none = np.empty(0, np.int64)
         return Selection(run, none, none, none, [])
-    size = len(infos)
-    places = int(np.clip(TRACE_VALUES // (size * len(QUANTITIES) * MAX_STEPS // 2), 1, MAX_CHANNELS))
-    limit = int(np.clip(TRACE_VALUES // (size * len(QUANTITIES) * places), 10, MAX_STEPS))
+    size, quantities = len(infos), len(QUANTITIES) + (len(OWNED) if owning else 0)
+    places = int(np.clip(TRACE_VALUES // (size * quantities * MAX_STEPS // 2), 1, MAX_CHANNELS))
+    limit = int(np.clip(TRACE_VALUES // (size * quantities * places), 10, MAX_STEPS))
 
     # A torn file can leave vectors without statistics of the same step, or the other way round.
     recorded = np.intersect1d(run.vectors(infos[0].name, "batch_mean")[0], run.steps)
@@ -131,6 +136,12 @@ def select(run: Run, only: tuple[str, int] | None = None) -> Selection:
 
     wanted = None if only is None else np.array([only[1]])
     layers = [_view(run, info, steps, probe_steps, rows, places, wanted) for info in infos]
+    if owning is not None and owning is not run and len(steps):
+        for view in layers:
+            if view.info in owning.layers:
+                for name, quantity in OWNED.items():
+                    whole = owning.vectors(view.info.name, quantity)
+                    view.columns[name] = _pick(*whole, steps)[:, view.channels]
     notes = []
     if len(rows) < len(run.steps):
         notes.append(f"Bands per layer: {len(rows)} of {len(run.steps):,} recorded steps, evenly spaced.")

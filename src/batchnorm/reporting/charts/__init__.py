@@ -1,7 +1,7 @@
 """The charts, in Altair: each made once, for the page, a PNG and a notebook."""
 
 from .arms import arms_curves, arms_final
-from .layers import bands, gradients, running_mean, running_variance
+from .layers import bands, gradients, owned, running_mean, running_variance
 from .panels import learned, main, measured, parameters
 from .theme import DARK, FONT, LIGHT, Palette, config
 
@@ -18,6 +18,7 @@ __all__ = [
     "learned",
     "main",
     "measured",
+    "owned",
     "parameters",
     "running_mean",
     "running_variance",

@@ -66,3 +66,20 @@ def gradients(trace: alt.Data, quantity: str, *, width: int = 560, height: int =
         broken(trace, "gradient"),
         cursor(),
     ).properties(width=width, height=height)
+
+
+def owned(trace: alt.Data, quantity: str, *, width: int = 560, height: int = 180) -> Any:
+    """Return one channel's "gamma" or "beta" in two arms: the one value all batches share, and each batch's own.
+
+    `trace` has own_gamma and own_beta besides: what the batch of that step owns in the arm "per-batch".
+    """
+    base = alt.Chart(trace).encode(x=x_step())
+    own = f"own_{quantity}"
+    y = alt.Y(f"{own}:Q", title={"gamma": "γ", "beta": "β"}[quantity], scale=alt.Scale(zero=False))
+    tooltip = ["step:Q", *(alt.Tooltip(f"{name}:Q", format=".4g") for name in (quantity, own))]
+    return alt.layer(
+        level(START[quantity]),
+        base.mark_circle(style="own-dot").encode(y=y, tooltip=tooltip),
+        base.mark_line(style="learned-line").encode(y=f"{quantity}:Q"),
+        cursor(),
+    ).properties(width=width, height=height)
