@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -204,6 +205,15 @@ def assert_same(run, whole):
                 np.testing.assert_array_equal(steps, expected.vectors(layer.name, quantity)[0])
                 np.testing.assert_array_equal(values, expected.vectors(layer.name, quantity)[1])
             np.testing.assert_array_equal(*(r.probes(layer.name, "batch_var")[1] for r in (got, expected)))
+
+
+def test_killed_between_an_arms_last_checkpoint_and_its_results(whole, tmp_path):
+    shutil.copytree(whole.path, tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    trained = []
+    run = Experiment.resume(tmp_path / "run").run(trained.append)
+    assert trained == []
+    assert_same(run, whole)
 
 
 def test_resuming_a_finished_run_changes_nothing(whole):
