@@ -170,7 +170,8 @@ def _keep(
     kept_residual = None if by_output else residual
     saved = (x, weight, bias, kept_residual, kept_y, mask, mean, rstd, count)
     ctx.save_for_backward(*saved)
-    ctx.save_for_forward(*saved)
+    if steps.under_transform():
+        ctx.save_for_forward(*saved)
 
 
 def _gradients(ctx: Any, dy: Tensor, eps: float | None) -> tuple[Tensor | None, ...]:

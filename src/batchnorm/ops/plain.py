@@ -92,6 +92,7 @@ def apply(
     return dx, dz.to(x.dtype)
 
 
+@torch.no_grad()
 def track(
     running_mean: Tensor, running_var: Tensor, count: Tensor, mean: Tensor, m2: Tensor, momentum: float | Tensor
 ) -> None:

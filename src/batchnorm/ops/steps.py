@@ -75,7 +75,6 @@ def forward(
     return normalize(x, affine, residual, mask, activation), count, mean, m2
 
 
-@torch.no_grad()
 def track(
     running_mean: Tensor, running_var: Tensor, count: Tensor, mean: Tensor, m2: Tensor, momentum: float | Tensor
 ) -> None:
