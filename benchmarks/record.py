@@ -4,8 +4,8 @@
 
 prints a table and writes it to benchmarks/results/record.md. Blocks of watched and of unwatched steps alternate, so
 that whatever else the machine does falls on both. The overhead is the median, over the pairs of neighbouring blocks, of
-the ratio of their median steps. Beside it stand CPU times, which a busy machine disturbs less: what recording adds to
-the training thread, and what the writer's thread uses.
+the ratio of their median steps. Beside it stands what a busy machine disturbs less: the time that the training thread
+spends in the recorder's hooks, the CPU time of the writer's thread, and the share of both together in a step.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 import batchnorm as bn
+from batchnorm.record import Recorder
+from batchnorm.record._hooks import LayerWatch
 
 RESULTS = Path(__file__).parent / "results" / "record.md"
 BLOCK_SECONDS = 1.0
@@ -62,56 +68,81 @@ def resnet20() -> tuple[nn.Module, Tensor]:
 class Training:
     """A model and its steps, on one batch: what a batch holds makes no difference to the time."""
 
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
-        self.model, self.x = model, x
+    def __init__(self, model: nn.Module, x: Tensor, every: int) -> None:
+        self.model, self.x, self.every = model, x, every
         self.target = torch.randint(10, (len(x),))
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
-    def block(self, steps: int) -> tuple[float, float]:
-        """Take so many steps; returns the median step in seconds, and the CPU seconds of this thread a step."""
-        times, cpu = [], time.thread_time()
+    def block(self, steps: int) -> float:
+        """Take so many steps; returns the median step in seconds."""
+        times = []
         for _ in range(steps):
             begin = time.perf_counter()
             self.optimizer.zero_grad()
             nn.functional.cross_entropy(self.model(self.x), self.target).backward()
             self.optimizer.step()
             times.append(time.perf_counter() - begin)
-        return statistics.median(times), (time.thread_time() - cpu) / steps
+        return statistics.median(times)
 
-    def watched_block(self, steps: int, every: int) -> tuple[float, float, float]:
+    def watched_block(self, steps: int) -> tuple[float, float]:
         """The same, watched; and the CPU seconds of the writer's thread a step."""
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            bn.watch(self.model, folder, optimizer=self.optimizer, every=every),
-        ):
-            step, cpu = self.block(steps)
+        with tempfile.TemporaryDirectory() as folder, self._watch(folder):
+            step = self.block(steps)
             (writer,) = (thread for thread in threading.enumerate() if thread.name == "batchnorm-recorder")
             assert writer.ident is not None
-            return step, cpu, time.clock_gettime(time.pthread_getcpuclockid(writer.ident)) / steps
+            return step, time.clock_gettime(time.pthread_getcpuclockid(writer.ident)) / steps
+
+    def hooks_block(self, steps: int) -> float:
+        """Seconds that the training thread spends in the recorder's hooks: the mean of ten steps, their median."""
+        spent = [0.0]
+
+        def timed(function: Callable[..., None], ends_step: bool) -> Callable[..., None]:
+            def wrapper(*args: Any) -> None:
+                begin = time.perf_counter()
+                function(*args)
+                spent[-1] += time.perf_counter() - begin
+                if ends_step:
+                    spent.append(0.0)
+
+            return wrapper
+
+        with ExitStack() as stack:
+            for owner, name in ((LayerWatch, "_on_forward"), (Recorder, "_on_forward"), (Recorder, "_on_step")):
+                wrapper = timed(getattr(owner, name), name == "_on_step")
+                stack.enter_context(patch.object(owner, name, wrapper))
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.enter_context(self._watch(folder))
+            self.block(steps)
+        tens = [sum(spent[k : k + 10]) / 10 for k in range(0, len(spent) - 10, 10)]
+        return statistics.median(tens)
+
+    def _watch(self, folder: str) -> Recorder:
+        return bn.watch(self.model, folder, optimizer=self.optimizer, every=self.every)
 
 
-def measure(training: Training, every: int, pairs: int) -> dict[str, float]:
+def measure(training: Training, pairs: int) -> dict[str, float]:
     """Medians over pairs of blocks, in milliseconds and per cent."""
-    warm, _ = training.block(5)
-    steps = max(3, round(BLOCK_SECONDS / warm))
-    training.watched_block(steps, every)
+    steps = max(3, round(BLOCK_SECONDS / training.block(5)))
+    training.watched_block(steps)
     rows = []
     for k in range(pairs):
         # Who goes first changes in turns: a drift of the machine's speed then cancels.
         if k % 2:
-            bare, watched = training.block(steps), training.watched_block(steps, every)
+            bare, watched = training.block(steps), training.watched_block(steps)
         else:
-            watched, bare = training.watched_block(steps, every), training.block(steps)
-        rows.append((bare[0], watched[0] / bare[0] - 1, watched[1] - bare[1], watched[2]))
-    step, overhead, thread, writer = (statistics.median(column) for column in zip(*rows, strict=True))
+            watched, bare = training.watched_block(steps), training.block(steps)
+        rows.append((bare, watched[0] / bare - 1, watched[1]))
+    step, overhead, writer = (statistics.median(column) for column in zip(*rows, strict=True))
     low, _, high = statistics.quantiles([row[1] for row in rows], n=4)
+    hooks = training.hooks_block(max(steps, 51))
     return {
         "step": step * 1e3,
         "overhead": overhead * 100,
         "low": low * 100,
         "high": high * 100,
-        "thread": thread * 1e3,
+        "hooks": hooks * 1e3,
         "writer": writer * 1e3,
+        "share": (hooks + writer) / step * 100,
     }
 
 
@@ -136,8 +167,8 @@ def main() -> None:
         f"{cpu_name()}, torch {torch.__version__}, Python {platform.python_version()}, {options.threads} thread(s).",
         "Medians over pairs of blocks, watched and unwatched in turns; in brackets the middle half of the pairs.",
         "",
-        "| model | layers | every | step, ms | overhead, % | training thread, CPU ms a step | writer, CPU ms a step |",
-        "|---|---|---|---|---|---|---|",
+        "| model | layers | every | step, ms | overhead, % | hooks, ms a step | writer, CPU ms a step | share, % |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, build, ours, every in (
         ("mlp", mlp, False, 1),
@@ -146,11 +177,11 @@ def main() -> None:
         ("resnet20", resnet20, True, 1),
     ):
         model, x = build()
-        found = measure(Training(bn.convert(model) if ours else model, x), every, options.pairs)
+        found = measure(Training(bn.convert(model) if ours else model, x, every), options.pairs)
         lines.append(
             f"| {name} | {'batchnorm' if ours else 'torch.nn'} | {every} | {found['step']:.2f} "
             f"| {found['overhead']:+.1f} ({found['low']:+.1f} to {found['high']:+.1f}) "
-            f"| {found['thread']:+.3f} | {found['writer']:.3f} |"
+            f"| {found['hooks']:.3f} | {found['writer']:.3f} | {found['share']:.1f} |"
         )
         print(lines[-1], flush=True)
     RESULTS.parent.mkdir(exist_ok=True)

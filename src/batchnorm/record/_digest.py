@@ -84,24 +84,32 @@ class Digest:
         out["forwards"][:, order] = [snapshot.forwards for snapshot in kept]
         out["stats"][:, order] = stats
         steps = [snapshot.step for snapshot in kept]
-        vectors = [
-            (step, self._vectors({places: values[k] for places, values in sections.items()}, present[k]))
-            for k, step in enumerate(steps)
-            if self._schedule and self._schedule.keeps(step // self._every)
-        ]
-        alerts = [row for k, step in enumerate(steps) for row in self._alerts(step, out["stats"][k, ..., -1])]
-        return Records([(step, row.tobytes()) for step, row in zip(steps, out, strict=True)], vectors, alerts)
+        whole = [k for k, step in enumerate(steps) if self._schedule and self._schedule.keeps(step // self._every)]
+        vectors = self._vectors({places: values[whole] for places, values in sections.items()}, present[whole])
+        nonfinite = out["stats"][..., -1]
+        alerts = []
+        if self._alerted.any() or (nonfinite > 0).any():
+            alerts = [
+                row for step, counted in zip(steps, nonfinite, strict=True) for row in self._alerts(step, counted)
+            ]
+        return Records(
+            stats=[(step, row.tobytes()) for step, row in zip(steps, out, strict=True)],
+            vectors=[(steps[k], row.tobytes()) for k, row in zip(whole, vectors, strict=True)],
+            alerts=alerts,
+        )
 
-    def _vectors(self, sections: dict[tuple[int, ...], np.ndarray], present: np.ndarray) -> bytes:
-        """Every quantity of every layer, whole, layers in model order; NaN where it does not exist."""
+    def _vectors(self, sections: dict[tuple[int, ...], np.ndarray], present: np.ndarray) -> np.ndarray:
+        """Every quantity of every layer, whole, a row a step, layers in model order; NaN where it does not exist."""
         starts = vector_starts(self._layers, len(QUANTITIES))
-        out = np.empty(starts[-1], F4)
+        out = np.empty((len(present), starts[-1]), F4)
         for i, place in enumerate(self._layout.order):
-            rows = out[starts[place] : starts[place + 1]].reshape(len(QUANTITIES), -1)
+            rows = out[:, starts[place] : starts[place + 1]].reshape(
+                len(present), len(QUANTITIES), self._layers[place].channels
+            )
             for places, values in sections.items():
-                rows[list(places)] = self._layout.block(values, len(places), i)
-            rows[~present[i]] = np.nan
-        return out.tobytes()
+                rows[:, places] = self._layout.block(values, len(places), i)
+            rows[~present[:, i]] = np.nan
+        return out
 
     def _alerts(self, step: int, nonfinite: np.ndarray) -> Iterator[dict[str, Any]]:
         """A row for each quantity whose number of non-finite values has changed and is not 0."""

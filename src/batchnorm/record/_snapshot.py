@@ -97,5 +97,6 @@ class Layout:
             yield flat[..., start : start + size].reshape(*flat.shape[:-1], n, rows, group.channels)
 
     def block(self, flat: np.ndarray, rows: int, i: int) -> np.ndarray:
-        """The (rows, channels) of one layer, a view."""
-        return flat[self.starts[i] * rows : self.starts[i + 1] * rows].reshape(rows, -1)
+        """The (..., rows, channels) of one layer, a view of (..., all rows * channels)."""
+        start, stop = self.starts[i], self.starts[i + 1]
+        return flat[..., start * rows : stop * rows].reshape(*flat.shape[:-1], rows, stop - start)
