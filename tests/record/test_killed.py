@@ -73,3 +73,20 @@ def test_a_killed_run_goes_on(trainings):
 
 def _steps(folder):
     return len(bn.open_run(folder).steps) if (folder / "run.json").exists() else -1
+
+
+def test_a_program_that_ends_without_close(tmp_path):
+    """The end of a forked child does not end the run; that of the program does, and all that was recorded is there."""
+    program = (
+        "import os, sys, torch, batchnorm as bn\n"
+        f"model = torch.nn.BatchNorm1d(3); w = bn.watch(model, {str(tmp_path / 'run')!r})\n"
+        "for _ in range(5): model(torch.randn(4, 3))\n"
+        "child = os.fork()\n"
+        "if not child: sys.exit()\n"
+        "os.waitpid(child, 0)\n"
+        "assert bn.open_run(w.path).status == 'running'\n"
+        "model(torch.randn(4, 3))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    run = bn.open_run(tmp_path / "run")
+    assert (run.status, run.steps.tolist(), run.damage) == ("interrupted", list(range(6)), [])

@@ -133,6 +133,7 @@ class Recorder:
         self._scalars = Lines(path / SCALARS, first_step) if path else None
         self._pending: Snapshot | None = None  # without an optimizer: the last step, until its gradients are there
         self._closed = False
+        self._process = os.getpid()
         parameter = next(model.parameters(), None)
         self._capture = Capture(layers if writer else [], parameter.device if parameter is not None else None)
         self._capture.begin(self._is_recorded(first_step))
@@ -196,7 +197,7 @@ class Recorder:
 
     def close(self, status: str = "finished") -> None:
         """Write what is left, take all hooks out of the model and the optimizer, and end the run with this status."""
-        if self._closed:
+        if self._closed or os.getpid() != self._process:  # the run of a forked child is its parent's
             return
         self._closed = True
         atexit.unregister(self.close)
