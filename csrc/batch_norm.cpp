@@ -52,6 +52,21 @@ void merge_moments(Partial into, Partial other, int64_t channels) {
   into.count = count;
 }
 
+// The constants of every channel, each kind readable for a line past its end.
+template <class A>
+class ChannelConstants {
+ public:
+  enum Kind { high, low, scale, beta, mean_dz, slope_dz, kinds };
+
+  explicit ChannelConstants(int64_t channels) : stride_(channels + line_bytes), values_(kinds * stride_) {}
+  A* of(Kind kind) { return values_.data() + kind * stride_; }
+  const A* of(Kind kind) const { return values_.data() + kind * stride_; }
+
+ private:
+  int64_t stride_;
+  std::vector<A> values_;
+};
+
 void merge_sums(Partial into, Partial other, int64_t channels) {
   into.count += other.count;
   for (int64_t c = 0; c < channels; ++c) {
@@ -63,9 +78,9 @@ void merge_sums(Partial into, Partial other, int64_t channels) {
 template <class A>
 class Runner {
  public:
-  explicit Runner(const Problem& problem)
+  Runner(const Problem& problem, bool sums)
       : p_(problem),
-        cut_(problem.shape, value_bytes(problem.type)),
+        cut_(problem.shape, value_bytes(problem.type), sums),
         kernels_(kernels<A>(problem.type)),
         kind_(problem.activation == Activation::none ? 0 : problem.activation == Activation::relu ? 1 : 2),
         stream_(streams()) {}
@@ -82,45 +97,47 @@ class Runner {
     const double n = static_cast<double>(std::max<int64_t>(count_, 1));
     passes(
         merge_moments, [this](int64_t tile, int64_t piece, Partial out) { measure_piece(tile, piece, out); },
-        [=](int64_t channel, int64_t channels, Partial total) {
+        [=, this](int64_t channel, int64_t channels, Partial total) {
           std::copy_n(total.first, channels, mean + channel);
           std::copy_n(total.second, channels, m2 + channel);
-          for (int64_t c = channel; rstd && c < channel + channels; ++c) rstd[c] = 1 / std::sqrt(m2[c] / n + eps);
+          if (!rstd) return;
+          for (int64_t c = channel; c < channel + channels; ++c) rstd[c] = 1 / std::sqrt(m2[c] / n + eps);
+          set_affine(channel, channels, mean, rstd);
         },
         /*then_map=*/rstd != nullptr, /*operands=*/p_.residual.data ? 2 : 1,
-        [=, this](int64_t tile, int64_t piece) { normalize_piece(tile, piece, mean, rstd); });
+        [=, this](int64_t tile, int64_t piece) { each_strip_of(tile, piece, kernels_.normalize[!cut_.planes][kind_]); });
   }
 
   void normalize(const double* mean, const double* rstd) {
-    each_piece([=, this](int64_t tile, int64_t piece) { normalize_piece(tile, piece, mean, rstd); });
+    set_affine(0, p_.shape.channels, mean, rstd);
+    each_strip([this](const Strip<A>& s) { kernels_.normalize[!cut_.planes][kind_](s); });
   }
 
   void backward(const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat, bool then_apply) {
     const double n = static_cast<double>(std::max<int64_t>(count_, 1));
+    set_affine(0, p_.shape.channels, mean, rstd);
     passes(
-        merge_sums,
-        [=, this](int64_t tile, int64_t piece, Partial out) { reduce_piece(tile, piece, mean, rstd, out); },
-        [=](int64_t channel, int64_t channels, Partial total) {
-          for (int64_t c = 0; c < channels; ++c) {
-            sum_dz[channel + c] = total.first[c];
-            sum_dz_xhat[channel + c] = total.second[c] * rstd[channel + c];
+        merge_sums, [this](int64_t tile, int64_t piece, Partial out) { reduce_piece(tile, piece, out); },
+        [=, this](int64_t channel, int64_t channels, Partial total) {
+          for (int64_t i = 0, c = channel; i < channels; ++i, ++c) {
+            sum_dz[c] = total.first[i];
+            sum_dz_xhat[c] = total.second[i] * rstd[c];
+            set_through_mean(c, sum_dz[c] / n, sum_dz_xhat[c] / n * rstd[c]);
           }
         },
         then_apply, /*operands=*/2 + (p_.residual.data || p_.y.data),
-        [=, this](int64_t tile, int64_t piece) {
-          apply_piece(tile, piece, mean, rstd, [=](int64_t c) { return sum_dz[c] / n; },
-                      [=](int64_t c) { return sum_dz_xhat[c] / n; });
-        });
+        [this](int64_t tile, int64_t piece) { each_strip_of(tile, piece, kernels_.apply[!cut_.planes][kind_]); });
   }
 
   void apply(const double* mean, const double* rstd, const double* mean_dz, const double* mean_dz_xhat) {
-    each_piece([=, this](int64_t tile, int64_t piece) {
-      apply_piece(tile, piece, mean, rstd, [=](int64_t c) { return mean_dz ? mean_dz[c] : 0; },
-                  [=](int64_t c) { return mean_dz_xhat ? mean_dz_xhat[c] : 0; });
-    });
+    set_affine(0, p_.shape.channels, mean, rstd);
+    for (int64_t c = 0; c < p_.shape.channels; ++c)
+      set_through_mean(c, mean_dz ? mean_dz[c] : 0, mean_dz_xhat ? mean_dz_xhat[c] * rstd[c] : 0);
+    each_strip([this](const Strip<A>& s) { kernels_.apply[!cut_.planes][kind_](s); });
   }
 
  private:
+  using Channels = ChannelConstants<A>;
   static int64_t value_bytes(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
 
   bool streams() const {
@@ -134,6 +151,29 @@ class Runner {
   void share(int64_t tasks, int64_t values_a_task, const F& f) const {
     const int64_t grain = std::max<int64_t>(1, least_parallel / std::max<int64_t>(values_a_task, 1));
     if (tasks > 0) torch::stable::parallel_for(0, tasks, grain, f);
+  }
+
+  // Every strip with its constants, in the order of memory: for what needs no sums first.
+  template <class F>
+  void each_strip(const F& f) const {
+    if (!cut_.planes) {
+      each_piece([&](int64_t tile, int64_t piece) { each_strip_of(tile, piece, f); });
+      return;
+    }
+    const int64_t space = p_.shape.space, channels = p_.shape.channels;
+    const int64_t together = std::clamp<int64_t>(least_parallel / space, 1, channels);  // planes of one batch item
+    const int64_t groups = (channels + together - 1) / together;
+    share(p_.shape.batch * groups, together * space, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t channel = i % groups * together;
+        const Region region{.row = i / groups, .rows = 1, .column = 0, .width = space, .channel = channel,
+                            .channels = std::min(together, channels - channel), .repeats = 1};
+        Strip<A> s = strip(region, /*across_channels=*/true);
+        s.constants = constants_of(region, nullptr);
+        s.constants.step = 1;
+        f(s);
+      }
+    });
   }
 
   // The last pieces first: they are what a pass before has left in the caches.
@@ -210,39 +250,71 @@ class Runner {
   }
 
   // A line past the width is filled too: the loops read whole lines of constants.
-  template <class F>
-  void spread(const Region& region, A* positions, F value) const {
+  template <class V>
+  void spread(const Region& region, const V* channels, A* positions) const {
     if (cut_.planes) {
-      positions[0] = value(0);
+      positions[0] = static_cast<A>(channels[0]);
       return;
     }
     runs(region, [&](int64_t c, int64_t begin, int64_t end) {
-      const A v = value(c);
+      const A v = static_cast<A>(channels[c]);
       for (int64_t i = begin; i < end; ++i) positions[i] = v;
     });
     std::fill(positions + region.width, positions + std::min(max_width, region.width + line_bytes), A{0});
   }
 
-  // ---- blocks ------------------------------------------------------------------------------------------------------
-
-  Rows rows(const Operand& operand, const Region& region) const {
-    if (!operand.data) return {};
-    const int64_t offset =
-        region.row * region_row_stride(operand) + region.channel * operand.channel_stride + region.column;
-    return {operand.data + offset * value_bytes(p_.type), region_row_stride(operand)};
+  // Where a position is a channel, and in planes, the channels' own; else spread into `scratch`, max_width for each kind.
+  Constants<A> constants_of(const Region& region, A* scratch) const {
+    const bool own = cut_.planes || (cut_.space == 1 && region.repeats == 1);
+    const A* of[Channels::kinds];
+    for (int kind = 0; kind < Channels::kinds; ++kind) {
+      const A* channels = constants_.of(static_cast<typename Channels::Kind>(kind)) + region.channel;
+      if (!own) spread(region, channels, scratch + kind * max_width);
+      of[kind] = own ? channels : scratch + kind * max_width;
+    }
+    return {of[Channels::high], of[Channels::low], of[Channels::scale], of[Channels::beta], of[Channels::mean_dz],
+            of[Channels::slope_dz]};
   }
 
-  // Where rows are joined, one row of the cut is several of the operand's.
-  int64_t region_row_stride(const Operand& operand) const { return operand.row_stride * cut_.row_samples(); }
+  void set_affine(int64_t first, int64_t channels, const double* mean, const double* rstd) {
+    for (int64_t c = first; c < first + channels; ++c) {
+      const A high = static_cast<A>(mean[c]);
+      constants_.of(Channels::high)[c] = high;
+      constants_.of(Channels::low)[c] = static_cast<A>(mean[c] - static_cast<double>(high));
+      constants_.of(Channels::scale)[c] = static_cast<A>((p_.weight.empty() ? 1 : p_.weight[c]) * rstd[c]);
+      constants_.of(Channels::beta)[c] = static_cast<A>(p_.bias.empty() ? 0 : p_.bias[c]);
+    }
+  }
 
-  Strip<A> strip(const Region& region) const {
+  void set_through_mean(int64_t channel, double mean_dz, double slope_dz) {
+    constants_.of(Channels::mean_dz)[channel] = static_cast<A>(mean_dz);
+    constants_.of(Channels::slope_dz)[channel] = static_cast<A>(slope_dz);
+  }
+
+  // ---- blocks ------------------------------------------------------------------------------------------------------
+
+  Rows rows(const Operand& operand, const Region& region, bool across_channels) const {
+    if (!operand.data) return {};
+    // Where rows are joined, one row of the cut is several of the operand's.
+    const int64_t row_stride = operand.row_stride * cut_.row_samples();
+    const int64_t offset = region.row * row_stride + region.channel * operand.channel_stride + region.column;
+    return {operand.data + offset * value_bytes(p_.type), across_channels ? operand.channel_stride : row_stride};
+  }
+
+  // A region's rows, or the planes of its channels as rows.
+  Strip<A> strip(const Region& region, bool across_channels = false) const {
     Strip<A> s;
-    s.rows = region.rows;
+    s.rows = across_channels ? region.channels : region.rows;
     s.width = region.width;
-    s.x = rows(p_.x, region);
+    s.x = rows(p_.x, region, across_channels);
+    s.residual = rows(p_.residual, region, across_channels);
+    s.y = rows(p_.y, region, across_channels);
+    s.dy = rows(p_.dy, region, across_channels);
+    s.dx = rows(p_.dx, region, across_channels);
+    s.dresidual = rows(p_.dresidual, region, across_channels);
     if (p_.mask) {
       const int64_t row_values = cut_.planes ? p_.shape.space : 1;
-      s.mask = {p_.mask + region.row * row_values + region.column, row_values, cut_.planes};
+      s.mask = {p_.mask + region.row * row_values + region.column, across_channels ? 0 : row_values, cut_.planes};
     }
     s.activation = p_.activation;
     s.slope = static_cast<A>(p_.slope);
@@ -284,7 +356,7 @@ class Runner {
     for (bool again = false;; again = true) {
       for (int64_t c = 0; c < region.channels; ++c)
         mean[c] = std::isfinite(mean[c]) ? static_cast<double>(static_cast<A>(mean[c])) : 0;
-      spread(region, shift, [&](int64_t c) { return static_cast<A>(mean[c]); });
+      spread(region, mean, shift);
       kernels_.moments[!cut_.planes](s, shift, sums, squares);
       collapse(region, sums, correction);
       collapse(region, squares, m2);
@@ -316,17 +388,14 @@ class Runner {
     return s;
   }
 
-  void reduce_piece(int64_t tile, int64_t piece, const double* mean, const double* rstd, Partial out) const {
-    Constants<A> constants;
-    set_affine(cut_.block(tile, 0), constants, mean, rstd);
+  void reduce_piece(int64_t tile, int64_t piece, Partial out) const {
+    alignas(line_bytes) A scratch[Channels::kinds * max_width];
+    const Constants<A> constants = constants_of(cut_.block(tile, 0), scratch);
     each_block(tile, piece, [&](const Region& region) {
       alignas(line_bytes) A sums[max_width], products[max_width];
       double sum_dz[max_width], sum_centred[max_width], no_count = 0;
       Strip<A> s = strip(region);
-      s.constants = &constants;
-      s.dy = rows(p_.dy, region);
-      s.residual = rows(p_.residual, region);
-      s.y = rows(p_.y, region);
+      s.constants = constants;
       kernels_.reduce[!cut_.planes][kind_](s, sums, products);
       collapse(region, sums, sum_dz);
       collapse(region, products, sum_centred);
@@ -334,53 +403,18 @@ class Runner {
     });
   }
 
-  void set_affine(const Region& region, Constants<A>& constants, const double* mean, const double* rstd) const {
-    const int64_t first = region.channel;
-    const auto high = [=](int64_t c) { return static_cast<A>(mean[first + c]); };
-    spread(region, constants.high, high);
-    spread(region, constants.low,
-           [=](int64_t c) { return static_cast<A>(mean[first + c] - static_cast<double>(high(c))); });
-    spread(region, constants.scale, [=, this](int64_t c) {
-      return static_cast<A>((p_.weight.empty() ? 1 : p_.weight[first + c]) * rstd[first + c]);
-    });
-    spread(region, constants.beta,
-           [=, this](int64_t c) { return static_cast<A>(p_.bias.empty() ? 0 : p_.bias[first + c]); });
-  }
-
-  // The constants serve all blocks of a piece, also the shorter one that joined rows leave at the end: its positions are the
-  // first of theirs.
-  void normalize_piece(int64_t tile, int64_t piece, const double* mean, const double* rstd) const {
-    Constants<A> constants;
-    set_affine(cut_.block(tile, 0), constants, mean, rstd);
-    each_block_backwards(tile, piece, [&](const Region& region) {
-      Strip<A> s = strip(region);
-      s.constants = &constants;
-      s.residual = rows(p_.residual, region);
-      s.y = rows(p_.y, region);
-      kernels_.normalize[!cut_.planes][kind_](s);
-    });
-  }
-
-  template <class Mean, class MeanXhat>
-  void apply_piece(int64_t tile, int64_t piece, const double* mean, const double* rstd, Mean mean_dz,
-                   MeanXhat mean_dz_xhat) const {
-    Constants<A> constants;
-    const Region whole = cut_.block(tile, 0);
-    const int64_t first = whole.channel;
-    set_affine(whole, constants, mean, rstd);
-    spread(whole, constants.mean_dz, [=](int64_t c) { return static_cast<A>(mean_dz(first + c)); });
-    spread(whole, constants.slope_dz,
-           [=](int64_t c) { return static_cast<A>(mean_dz_xhat(first + c) * rstd[first + c]); });
-    each_block_backwards(tile, piece, [&](const Region& region) {
-      Strip<A> s = strip(region);
-      s.constants = &constants;
-      s.dy = rows(p_.dy, region);
-      s.residual = rows(p_.residual, region);
-      s.y = rows(p_.y, region);
-      s.dx = rows(p_.dx, region);
-      s.dresidual = rows(p_.dresidual, region);
-      kernels_.apply[!cut_.planes][kind_](s);
-    });
+  // The last blocks first, as the last pieces. The constants serve all blocks, also the shorter one that joined rows leave
+  // at the end: its positions are the first of theirs.
+  template <class F>
+  void each_strip_of(int64_t tile, int64_t piece, const F& f) const {
+    alignas(line_bytes) A scratch[Channels::kinds * max_width];
+    const Constants<A> constants = constants_of(cut_.block(tile, 0), scratch);
+    const int64_t first = piece * cut_.piece_blocks, last = std::min(first + cut_.piece_blocks, cut_.blocks);
+    for (int64_t b = last - 1; b >= first; --b) {
+      Strip<A> s = strip(cut_.block(tile, b));
+      s.constants = constants;
+      f(s);
+    }
   }
 
   template <class F>
@@ -388,55 +422,50 @@ class Runner {
     const int64_t first = piece * cut_.piece_blocks, last = std::min(first + cut_.piece_blocks, cut_.blocks);
     for (int64_t b = first; b < last; ++b) f(cut_.block(tile, b));
   }
-  template <class F>
-  void each_block_backwards(int64_t tile, int64_t piece, F f) const {
-    const int64_t first = piece * cut_.piece_blocks, last = std::min(first + cut_.piece_blocks, cut_.blocks);
-    for (int64_t b = last - 1; b >= first; --b) f(cut_.block(tile, b));
-  }
-
   const Problem& p_;
   const Cut cut_;
   const Kernels<A>& kernels_;
   const int kind_;
   const bool stream_;
   const int64_t count_ = count();
+  Channels constants_{p_.shape.channels};
 };
 
 template <class F>
-void run(const Problem& problem, F f) {
-  if (problem.type == Type::float64) f(Runner<double>(problem));
-  else f(Runner<float>(problem));
+void run(const Problem& problem, bool sums, F f) {
+  if (problem.type == Type::float64) f(Runner<double>(problem, sums));
+  else f(Runner<float>(problem, sums));
 }
 
 }  // namespace
 
 void measure(const Problem& problem, int64_t& count, double* mean, double* m2) {
-  run(problem, [&](auto runner) {
+  run(problem, /*sums=*/true, [&](auto runner) {
     count = runner.count();
     runner.measure(mean, m2);
   });
 }
 
 void normalize(const Problem& problem, const double* mean, const double* rstd) {
-  run(problem, [&](auto runner) { runner.normalize(mean, rstd); });
+  run(problem, /*sums=*/false, [&](auto runner) { runner.normalize(mean, rstd); });
 }
 
 void forward(const Problem& problem, double eps, double* mean, double* m2) {
   std::vector<double> rstd(problem.shape.channels);
-  run(problem, [&](auto runner) { runner.forward(mean, m2, eps, rstd.data()); });
+  run(problem, /*sums=*/true, [&](auto runner) { runner.forward(mean, m2, eps, rstd.data()); });
 }
 
 void reduce(const Problem& problem, const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat) {
-  run(problem, [&](auto runner) { runner.backward(mean, rstd, sum_dz, sum_dz_xhat, /*then_apply=*/false); });
+  run(problem, /*sums=*/true, [&](auto runner) { runner.backward(mean, rstd, sum_dz, sum_dz_xhat, /*then_apply=*/false); });
 }
 
 void apply(const Problem& problem, const double* mean, const double* rstd, const double* mean_dz,
            const double* mean_dz_xhat) {
-  run(problem, [&](auto runner) { runner.apply(mean, rstd, mean_dz, mean_dz_xhat); });
+  run(problem, /*sums=*/false, [&](auto runner) { runner.apply(mean, rstd, mean_dz, mean_dz_xhat); });
 }
 
 void backward(const Problem& problem, const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat) {
-  run(problem, [&](auto runner) { runner.backward(mean, rstd, sum_dz, sum_dz_xhat, /*then_apply=*/true); });
+  run(problem, /*sums=*/true, [&](auto runner) { runner.backward(mean, rstd, sum_dz, sum_dz_xhat, /*then_apply=*/true); });
 }
 
 }  // namespace batchnorm

@@ -9,11 +9,12 @@ namespace {
 
 constexpr int64_t plane_block = 4096;      // values: 16 KiB of float32, half a first-level cache
 constexpr int64_t position_block = 65536;  // values, but enough rows that merging costs little beside reading them:
-constexpr int64_t fewest_rows = 128;
+constexpr int64_t fewest_rows = 128, most_rows = 1024;  // and not so many that a float32 sum of them would suffer
 constexpr int64_t plane_piece = 65536, position_piece = 131072;  // values
-constexpr int64_t shortest_plane = 128;    // shorter ones are handled as positions
+constexpr int64_t shortest_plane = 512;    // values; shorter ones are handled as positions where there are sums,
+constexpr int64_t shortest_map = 32;       // and where there are none
 constexpr int64_t joined_row = 256;        // values that a row of few channels is made of, about
-constexpr int64_t cached_tile = 256 << 10; // bytes of short planes that stay in cache between two passes
+constexpr int64_t short_planes_row = 1024;  // positions of a tile of short planes, whose constants stay in cache
 constexpr int64_t lanes = line_bytes / sizeof(float);
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -35,12 +36,12 @@ int64_t share(int64_t channels, int64_t wanted) {
 
 }  // namespace
 
-Cut::Cut(const Shape& shape, int64_t value_bytes) : channels_(shape.channels) {
+Cut::Cut(const Shape& shape, int64_t value_bytes, bool sums) : channels_(shape.channels) {
   const bool rows = shape.channels_last || shape.space == 1;
-  const bool short_planes = shape.space < shortest_plane && shape.adjacent && !shape.masked;
+  const bool short_planes = shape.space < (sums ? shortest_plane : shortest_map) && shape.adjacent && !shape.masked;
   planes = !rows && !short_planes;
   if (planes) cut_planes(shape);
-  else cut_positions(shape, value_bytes);
+  else cut_positions(shape);
 
   const int64_t groups = ceil_divide(rows_, block_rows_);
   blocks = groups * chunks_ + (rest_ > 0);
@@ -62,7 +63,7 @@ void Cut::cut_planes(const Shape& shape) {
   block_rows_ = chunks_ > 1 ? 1 : plane_block / chunk_;
 }
 
-void Cut::cut_positions(const Shape& shape, int64_t value_bytes) {
+void Cut::cut_positions(const Shape& shape) {
   const bool rows = shape.channels_last || shape.space == 1;
   const int64_t samples = rows ? shape.batch * shape.space : shape.batch;
   space = rows ? 1 : shape.space;
@@ -74,14 +75,13 @@ void Cut::cut_positions(const Shape& shape, int64_t value_bytes) {
   rows_ = samples / row_samples_;
   rest_ = samples % row_samples_;
 
-  // Channels last: whole rows, read from end to end. Short planes: as many as stay in cache, the batch long.
-  int64_t width = max_width;
-  while (!rows && width > max_width / 4 && samples * width * value_bytes > cached_tile) width /= 2;
+  // Channels last: whole rows, read from end to end.
+  const int64_t width = rows ? max_width : short_planes_row;
   tile_channels = row_samples_ > 1 ? channels : share(channels, std::max<int64_t>(1, width / space));
   tiles = ceil_divide(shape.channels, tile_channels);
   chunk_ = row_samples_ * tile_channels * space;
   chunks_ = 1;
-  block_rows_ = std::max(fewest_rows, position_block / chunk_);
+  block_rows_ = std::clamp(position_block / chunk_, fewest_rows, most_rows);
 }
 
 Region Cut::block(int64_t tile, int64_t index) const {

@@ -32,7 +32,8 @@ struct Region {
 //               belongs to channel (p / space) % channels. Where channels are few, one row of the cut is several of the
 //               tensor's.
 struct Cut {
-  Cut(const Shape& shape, int64_t value_bytes);
+  // Without sums, planes need be no longer than that their loop is one: they are passed in the order of memory.
+  Cut(const Shape& shape, int64_t value_bytes, bool sums);
 
   bool planes;
   int64_t tiles, tile_channels;
@@ -46,7 +47,7 @@ struct Cut {
 
  private:
   void cut_planes(const Shape& shape);
-  void cut_positions(const Shape& shape, int64_t value_bytes);
+  void cut_positions(const Shape& shape);
 
   int64_t channels_, rows_, row_samples_, rest_;
   int64_t block_rows_, chunks_, chunk_;

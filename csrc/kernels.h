@@ -34,26 +34,27 @@ struct MaskRows {
 // y = activation(((x - high) - low) * scale + beta): the mean is a pair of floats, so that x - mean is exact at any mean.
 // dx = (dz - mean_dz - (x - mean) * slope_dz) * scale.
 template <class A>
-struct alignas(line_bytes) Constants {
-  A high[max_width], low[max_width], scale[max_width], beta[max_width];
-  A mean_dz[max_width], slope_dz[max_width];
+struct Constants {
+  const A *high, *low, *scale, *beta;
+  const A *mean_dz, *slope_dz;
+  int64_t step = 0;  // from one row's to the next one's, where a row has one
 };
 
-// The constants are one for the whole strip (it lies in one channel), or one a position.
+// The constants are one for a row (it lies in one channel), or one a position.
 template <class A>
 struct Strip {
   int64_t rows = 0;
   int64_t width = 0;
   Rows x, residual, y, dy, dx, dresidual;
   MaskRows mask;
-  const Constants<A>* constants = nullptr;
+  Constants<A> constants = {};
   Activation activation = Activation::none;
   A slope = 0;
   bool through_mean = false;  // dx: the statistics depended on x
   bool stream = false;        // write past the caches
 };
 
-// Each loop in two forms, [0] constants for the strip and [1] constants a position; the latter three also by activation:
+// Each loop in two forms, [0] one constant a row and [1] one a position; the latter three also by activation:
 // [0] none, [1] relu, [2] any.
 template <class A>
 struct Kernels {

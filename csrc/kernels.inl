@@ -42,7 +42,7 @@ INLINE void rows_of_lines(const Strip<A>& strip, Each each) {
   }
 }
 
-// A constant of the channel: one for the strip, or one a position (then readable for a line at least).
+// A constant of the channel: one for the row, or one a position (then readable for a line at least).
 template <class A, bool shared>
 struct Constant {
   const A* values;
@@ -132,13 +132,20 @@ INLINE int64_t head(const typename F::Stored* out, const Strip<typename F::Compu
   constexpr int64_t bytes = Pack<typename F::Compute>::lanes * sizeof(*out);
   return (bytes - reinterpret_cast<uintptr_t>(out) % bytes) % bytes / static_cast<int64_t>(sizeof(*out));
 }
-template <class F, bool shared>
+// z = ((x - high) - low) * scale + beta, at a line.
+template <class A>
+struct AffineLine {
+  Pack<A> high, low, scale, beta;
+  INLINE Pack<A> centred(Pack<A> x) const { return (x - high) - low; }
+  INLINE Pack<A> operator()(Pack<A> centred) const { return centred * scale + beta; }
+};
+
+template <class A, bool shared>
 struct Affine {
-  using A = typename F::Compute;
   Constant<A, shared> high, low, scale, beta;
-  INLINE explicit Affine(const Constants<A>& c) : high(c.high), low(c.low), scale(c.scale), beta(c.beta) {}
-  INLINE Pack<A> centred(Pack<A> x, int64_t i) const { return (x - high(i)) - low(i); }
-  INLINE Pack<A> operator()(Pack<A> centred, int64_t i) const { return centred * scale(i) + beta(i); }
+  INLINE Affine(const Constants<A>& c, int64_t row)
+      : high(c.high + row * c.step), low(c.low + row * c.step), scale(c.scale + row * c.step), beta(c.beta + row * c.step) {}
+  INLINE AffineLine<A> operator()(int64_t i) const { return {high(i), low(i), scale(i), beta(i)}; }
 };
 
 template <Kind kind, class A>
@@ -148,32 +155,43 @@ INLINE constexpr Activation activation_of(const Strip<A>& strip) {
   return strip.activation;
 }
 
+// How many rows of `out` to write together: they must begin at the same place in a line of memory to be streamed.
+template <class F, bool shared>
+INLINE int64_t rows_together(const Rows& out, bool streaming) {
+  constexpr int64_t line_values = line_bytes / sizeof(typename F::Stored);
+  return shared || (streaming && out.stride % line_values != 0) ? 1 : row_group;
+}
+
 template <class F, bool shared, Kind kind>
 void normalize(const Strip<typename F::Compute>& strip) {
   using A = typename F::Compute;
-  const Affine<F, shared> affine(*strip.constants);
-  for (int64_t r = 0; r < strip.rows; ++r) {
-    const auto* x = row_in<F>(strip.x, r);
-    const auto* residual = strip.residual.data ? row_in<F>(strip.residual, r) : nullptr;
-    auto* y = row_out<F>(strip.y, r);
-    lines<A>(strip.width, head<F>(y, strip), [&](int64_t i, auto amount) __attribute__((always_inline)) {
-      Pack<A> z = affine(affine.centred(load<F>(x + i, amount), i), i);
-      if (residual) z = z + load<F>(residual + i, amount);
-      const Pack<A> value = activate(activation_of<kind>(strip), z, strip.slope);
-      store<F>(y + i, masked(strip, r, i, amount, value), amount, strip.stream);
+  const int64_t group = rows_together<F, shared>(strip.y, strip.stream);
+  for (int64_t first = 0; first < strip.rows; first += group) {
+    const int64_t end = shared || strip.rows - first >= group ? first + group : strip.rows;
+    const Affine<A, shared> affine(strip.constants, first);
+    const int64_t start = head<F>(row_out<F>(strip.y, first), strip);
+    lines<A>(strip.width, start, [&](int64_t i, auto amount) __attribute__((always_inline)) {
+      const AffineLine<A> line = affine(i);
+      int64_t r = first;
+      do {
+        Pack<A> z = line(line.centred(load<F>(row_in<F>(strip.x, r) + i, amount)));
+        if (strip.residual.data) z = z + load<F>(row_in<F>(strip.residual, r) + i, amount);
+        const Pack<A> value = activate(activation_of<kind>(strip), z, strip.slope);
+        store<F>(row_out<F>(strip.y, r) + i, masked(strip, r, i, amount, value), amount, strip.stream);
+      } while (!shared && ++r < end);
     });
   }
 }
 
 // dz at a line of row r, from dy and what determines the activation's derivative there: y, or z recomputed.
-template <class F, bool shared, Kind kind, class Amount, class A = typename F::Compute>
-INLINE Pack<A> gradient(const Strip<A>& strip, const Affine<F, shared>& affine, Pack<A> centred, int64_t r, int64_t i,
+template <class F, Kind kind, class Amount, class A = typename F::Compute>
+INLINE Pack<A> gradient(const Strip<A>& strip, const AffineLine<A>& line, Pack<A> centred, int64_t r, int64_t i,
                         Amount amount) {
   const Pack<A> dy = load<F>(row_in<F>(strip.dy, r) + i, amount);
   if constexpr (kind == plain) return dy;
   const Activation activation = activation_of<kind>(strip);
   if (strip.y.data) return chain_from_y(activation, load<F>(row_in<F>(strip.y, r) + i, amount), strip.slope, dy);
-  Pack<A> z = affine(centred, i);
+  Pack<A> z = line(centred);
   if (strip.residual.data) z = z + load<F>(row_in<F>(strip.residual, r) + i, amount);
   return chain(activation, z, strip.slope, dy);
 }
@@ -182,13 +200,14 @@ INLINE Pack<A> gradient(const Strip<A>& strip, const Affine<F, shared>& affine, 
 template <class F, bool shared, Kind kind>
 void reduce(const Strip<typename F::Compute>& strip, typename F::Compute* out, typename F::Compute* out_centred) {
   using A = typename F::Compute;
-  const Affine<F, shared> affine(*strip.constants);
+  const Affine<A, shared> affine(strip.constants, 0);
   Accumulator<A, shared> sums(out, strip.width), products(out_centred, strip.width);
   rows_of_lines<A, shared>(strip, [&](int64_t r, int64_t end, int64_t i, auto amount) __attribute__((always_inline)) {
+    const AffineLine<A> line = affine(i);
     Pack<A> sum = splat<A>(0), product = sum;
     for (; r < end; ++r) {
-      const Pack<A> centred = affine.centred(load<F>(row_in<F>(strip.x, r) + i, amount), i);
-      const Pack<A> dz = gradient<F, shared, kind>(strip, affine, centred, r, i, amount);
+      const Pack<A> centred = line.centred(load<F>(row_in<F>(strip.x, r) + i, amount));
+      const Pack<A> dz = gradient<F, kind>(strip, line, centred, r, i, amount);
       sum = sum + masked(strip, r, i, amount, dz);
       product = product + masked(strip, r, i, amount, dz * centred);
     }
@@ -202,20 +221,30 @@ void reduce(const Strip<typename F::Compute>& strip, typename F::Compute* out, t
 template <class F, bool shared, Kind kind>
 void apply(const Strip<typename F::Compute>& strip) {
   using A = typename F::Compute;
-  const Affine<F, shared> affine(*strip.constants);
-  const Constant<A, shared> mean_dz(strip.constants->mean_dz), slope_dz(strip.constants->slope_dz);
-  for (int64_t r = 0; r < strip.rows; ++r) {
-    const auto* x = row_in<F>(strip.x, r);
-    auto* dx = strip.dx.data ? row_out<F>(strip.dx, r) : nullptr;
-    auto* dresidual = strip.dresidual.data ? row_out<F>(strip.dresidual, r) : nullptr;
-    lines<A>(strip.width, head<F>(dx ? dx : dresidual, strip), [&](int64_t i, auto amount) __attribute__((always_inline)) {
-      const Pack<A> centred = affine.centred(load<F>(x + i, amount), i);
-      const Pack<A> dz = gradient<F, shared, kind>(strip, affine, centred, r, i, amount);
-      if (dresidual) store<F>(dresidual + i, masked(strip, r, i, amount, dz), amount, /*streaming=*/false);
-      if (!dx) return;
-      Pack<A> change = dz;
-      if (strip.through_mean) change = dz - mean_dz(i) - centred * slope_dz(i);
-      store<F>(dx + i, masked(strip, r, i, amount, change * affine.scale(i)), amount, strip.stream);
+  const Constants<A>& constants = strip.constants;
+  const Rows& out = strip.dx.data ? strip.dx : strip.dresidual;
+  const int64_t group = rows_together<F, shared>(out, strip.stream);
+  for (int64_t first = 0; first < strip.rows; first += group) {
+    const int64_t end = shared || strip.rows - first >= group ? first + group : strip.rows;
+    const int64_t at = first * constants.step;
+    const Affine<A, shared> affine(constants, first);
+    const Constant<A, shared> mean_dz(constants.mean_dz + at), slope_dz(constants.slope_dz + at);
+    const int64_t start = head<F>(row_out<F>(out, first), strip);
+    lines<A>(strip.width, start, [&](int64_t i, auto amount) __attribute__((always_inline)) {
+      const AffineLine<A> line = affine(i);
+      const Pack<A> mean = mean_dz(i), slope = slope_dz(i);
+      int64_t r = first;
+      do {
+        const Pack<A> centred = line.centred(load<F>(row_in<F>(strip.x, r) + i, amount));
+        const Pack<A> dz = gradient<F, kind>(strip, line, centred, r, i, amount);
+        if (strip.dresidual.data)
+          store<F>(row_out<F>(strip.dresidual, r) + i, masked(strip, r, i, amount, dz), amount, /*streaming=*/false);
+        if (!strip.dx.data) continue;
+        Pack<A> change = dz;
+        if (strip.through_mean) change = dz - mean - centred * slope;
+        change = masked(strip, r, i, amount, change * line.scale);
+        store<F>(row_out<F>(strip.dx, r) + i, change, amount, strip.stream);
+      } while (!shared && ++r < end);
     });
   }
 }

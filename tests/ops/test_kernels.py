@@ -1,4 +1,4 @@
-"""The compiled operators one by one, against the float64 oracle: shapes, strides, dtypes, masks, activations, exactness."""
+"""The compiled operators against the float64 oracle: shapes, strides, dtypes, masks, activations, exactness."""
 
 import pytest
 import torch

@@ -11,8 +11,8 @@ from batchnorm.ops.load import COMPILED
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
 
-# Forward and backward of everything that is cut or computed in another way. Prints the width of the registers in use, and
-# one digest of all results for each number of threads.
+# Forward and backward of everything that is cut or computed in another way. Prints the width of the registers in use,
+# and one digest of all results for each number of threads.
 PROGRAM = """
 import hashlib
 import torch
