@@ -125,7 +125,8 @@ def batch_norm_with_moments(
 
 def _exports() -> bool:
     """Whether the model is being written down for a program that has none of our operators."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return tracing or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
 def _standard(
