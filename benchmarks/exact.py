@@ -7,18 +7,14 @@ prints a table and writes it to benchmarks/results/exact.md.
 
 from __future__ import annotations
 
-import platform
-from datetime import date
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
+from common import header, save
 from torch import Tensor
 
 import batchnorm as bn
 from batchnorm import reference
 
-RESULTS = Path(__file__).parent / "results" / "exact.md"
 SHAPE = (64, 8, 32, 32)
 
 
@@ -34,12 +30,10 @@ def errors(function: object, x: Tensor) -> tuple[float, float]:
 def main() -> None:
     torch.manual_seed(0)
     lines = [
-        "# Exactness",
-        "",
-        f"`python benchmarks/exact.py`, {date.today()}: torch {torch.__version__}, Python {platform.python_version()}, "
-        f"CPU capability {torch.backends.cpu.get_cpu_capability()}. Inputs N(mu, 1), float32, {SHAPE}; "
-        "errors against float64 of y, and (relative) of the tracked variance.",
-        "",
+        *header(
+            "Exactness",
+            f"Inputs N(mu, 1), float32, {SHAPE}; errors against float64 of y, and (relative) of the tracked variance.",
+        ),
         "| mu | layout | y, torch | y, ours | variance, torch | variance, ours |",
         "|---|---|---|---|---|---|",
     ]
@@ -50,7 +44,7 @@ def main() -> None:
             name = str(layout).removeprefix("torch.").removesuffix("_format")
             lines.append(f"| {mean:g} | {name} | {y_theirs:.1e} | {y_ours:.1e} | {v_theirs:.1e} | {v_ours:.1e} |")
     print("\n".join(lines))
-    RESULTS.write_text("\n".join(lines) + "\n")
+    save("exact", lines)
 
 
 if __name__ == "__main__":

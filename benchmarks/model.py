@@ -11,19 +11,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import platform
 import statistics
 import time
-from datetime import date
-from pathlib import Path
 
 import torch
+from common import header, save
 from networks import mobilenet_v2, resnet18
 from torch import Tensor, nn
 
 import batchnorm as bn
-
-RESULTS = Path(__file__).parent / "results" / "model.md"
 
 
 class Training:
@@ -93,15 +89,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=12)
     options = parser.parse_args()
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     lines = [
-        "# Whole training steps",
-        "",
-        f"`python benchmarks/model.py --batch {options.batch} --pairs {options.pairs}`, {date.today()}: {names[0]}, "
-        f"{len(names)} cores, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{torch.get_num_threads()} threads. Images of 32x32, float32; ours is `convert(model, fuse=True)`.",
-        "",
+        *header("Whole training steps", "Images of 32x32, float32; ours is `convert(model, fuse=True)`."),
         "| model | layout | torch, ms | ours, ms | faster by (quartiles of pairs) | kept, torch, MB | kept, ours, MB |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -117,7 +106,7 @@ def main() -> None:
                 f"| {middle:.2f}x ({low:.2f} to {high:.2f}) | {kept_theirs:.0f} | {kept_ours:.0f} |"
             )
             print(lines[-1], flush=True)
-    RESULTS.write_text("\n".join(lines) + "\n")
+    save("model", lines)
 
 
 if __name__ == "__main__":

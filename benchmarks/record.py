@@ -11,27 +11,24 @@ spends in the recorder's hooks, the CPU time of the writer's thread, and the sha
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import date
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from common import header, save
 from torch import Tensor, nn
 
 import batchnorm as bn
 from batchnorm.record import Recorder
 from batchnorm.record._hooks import LayerWatch
 
-RESULTS = Path(__file__).parent / "results" / "record.md"
 BLOCK_SECONDS = 1.0
 
 
@@ -146,13 +143,6 @@ def measure(training: Training, pairs: int) -> dict[str, float]:
     }
 
 
-def cpu_name() -> str:
-    """The processor, as the system calls it."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=15)
@@ -161,12 +151,10 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     lines = [
-        "# What recording costs",
-        "",
-        f"`python benchmarks/record.py --pairs {options.pairs} --threads {options.threads}`, {date.today()}: "
-        f"{cpu_name()}, torch {torch.__version__}, Python {platform.python_version()}, {options.threads} thread(s).",
-        "Medians over pairs of blocks, watched and unwatched in turns; in brackets the middle half of the pairs.",
-        "",
+        *header(
+            "What recording costs",
+            "Medians over pairs of blocks, watched and unwatched in turns; in brackets the middle half of the pairs.",
+        ),
         "| model | layers | every | step, ms | overhead, % | hooks, ms a step | writer, CPU ms a step | share, % |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -184,8 +172,7 @@ def main() -> None:
             f"| {found['hooks']:.3f} | {found['writer']:.3f} | {found['share']:.1f} |"
         )
         print(lines[-1], flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("\n".join(lines) + "\n")
+    save("record", lines)
 
 
 if __name__ == "__main__":
