@@ -1,5 +1,6 @@
 """Builds the compiled operators where torch and a compiler are at hand; without them the package is pure Python."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def extension() -> dict:
         sources,
         depends=sorted(str(path) for pattern in ("*.h", "*.inl") for path in Path("csrc").glob(pattern)),
         define_macros=[("TORCH_TARGET_VERSION", OLDEST_TORCH)],
-        extra_compile_args=FLAGS + WARNINGS,
+        extra_compile_args=FLAGS + WARNINGS + os.environ.get("CXXFLAGS", "").split(),  # the last word is yours
         py_limited_api=True,
         optional=True,
     )

@@ -1,11 +1,12 @@
-"""Times batch normalization on the CPU beside torch's, interleaved in one process: ratios, and fractions of the copy floor.
+"""Times batch normalization on the CPU beside torch's, interleaved in one process: ratios and fractions of a floor.
 
     python benchmarks/cpu.py [--quick] [--compile] [--seconds 1.0]      writes benchmarks/results/cpu.md
 
-Every side allocates its own output. A ratio is the median, over rounds, of torch's time over ours in the same round, so
-that what else the machine does weighs on both. The floor is the memory traffic that the operation cannot do without, at the
-bandwidth of a copy measured in the same rounds: where a channel stays in cache between its two readings (channels first),
-forward 2 T and backward 3 T, with T the bytes of one activation; channels last 3 T and 5 T; a residual adds 1 T and 2 T.
+Every side allocates its own output. A ratio is the median, over rounds, of torch's time over ours in the same round,
+so that what else the machine does weighs on both. The floor is the memory traffic that the operation cannot do
+without, at the bandwidth of a copy measured in the same rounds: where a channel stays in cache between its two readings
+(channels first), forward 2 T and backward 3 T, with T the bytes of one activation; channels last 3 T and 5 T; a
+residual adds 1 T and 2 T.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ def row(result: Result) -> str:
     compiled = "" if result.compiled is None else f"{result.compiled:.2f}"
     return (
         f"| {'x'.join(map(str, case.shape))} | {str(case.dtype)[6:]} | {'last' if case.last else 'first'} "
-        f"| {case.variant} | {case.mode} | {result.ours_us:,.0f} | {result.fraction:.0%} | {result.eager:.2f} | {compiled} |"
+        f"| {case.variant} | {case.mode} | {result.ours_us:,.0f} | {result.fraction:.0%} "
+        f"| {result.eager:.2f} | {compiled} |"
     )
 
 
@@ -167,7 +169,7 @@ def summary(results: list[Result]) -> list[str]:
     slower = sum(r.eager < 0.95 for r in results)
     lines += [
         "",
-        f"Tensors over 8 MiB: {statistics.median(large):.0%} of the copy floor in the median, {min(large):.0%} at least."
+        f"Tensors over 8 MiB: {statistics.median(large):.0%} of the copy floor in the median, at least {min(large):.0%}."
         if large
         else "",
         f"Entries slower than torch eager (below 0.95): {slower} of {len(results)}.",
@@ -196,7 +198,7 @@ def main() -> None:
             "",
             f"Written by `python benchmarks/cpu.py`: torch {torch.__version__}, {torch.get_num_threads()} threads, "
             f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {time.strftime('%Y-%m-%d %H:%M')}.",
-            "A ratio above 1 says how many times faster this package is than torch. What the columns mean: see the program.",
+            "A ratio above 1 says how many times faster this package is than torch; the program says what is measured.",
             "",
             *summary(results),
             "",

@@ -82,7 +82,7 @@ class Runner {
       : p_(problem),
         cut_(problem.shape, value_bytes(problem.type), sums),
         kernels_(kernels<A>(problem.type)),
-        kind_(problem.activation == Activation::none ? 0 : problem.activation == Activation::relu ? 1 : 2),
+        kind_(kind(problem)),
         stream_(streams()) {}
 
   int64_t count() const {
@@ -139,6 +139,13 @@ class Runner {
  private:
   using Channels = ChannelConstants<A>;
   static int64_t value_bytes(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
+
+  // Which loops serve: see Kernels. A saved y is not the y that normalize writes, and counts only beside dy.
+  static int kind(const Problem& p) {
+    const bool more = p.mask || p.residual.data || p.dresidual.data || (p.dy.data && p.y.data);
+    if (more) return 2;
+    return p.activation == Activation::none ? 0 : p.activation == Activation::relu ? 1 : 2;
+  }
 
   bool streams() const {
     const int64_t bytes = value_bytes(p_.type), row = cut_.block(0, 0).width * bytes;
@@ -465,7 +472,8 @@ void apply(const Problem& problem, const double* mean, const double* rstd, const
 }
 
 void backward(const Problem& problem, const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat) {
-  run(problem, /*sums=*/true, [&](auto runner) { runner.backward(mean, rstd, sum_dz, sum_dz_xhat, /*then_apply=*/true); });
+  const bool wanted = problem.dx.data || problem.dresidual.data;
+  run(problem, /*sums=*/true, [&](auto runner) { runner.backward(mean, rstd, sum_dz, sum_dz_xhat, wanted); });
 }
 
 }  // namespace batchnorm

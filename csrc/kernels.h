@@ -55,7 +55,7 @@ struct Strip {
 };
 
 // Each loop in two forms, [0] one constant a row and [1] one a position; the latter three also by activation:
-// [0] none, [1] relu, [2] any.
+// [0] none, [1] relu, both without mask, residual, y and dresidual, and with dx; [2] any, with whatever is there.
 template <class A>
 struct Kernels {
   using Sum = void (*)(const Strip<A>&, A* sum);

@@ -1,5 +1,6 @@
 // The five loops over a strip. Included once per instruction set, after lanes.inl and activations.inl.
 
+// Loops without and with relu that have neither mask nor residual nor y to ask for, and the one that has everything.
 enum Kind { plain, rectified, any };
 
 template <class F>
@@ -175,9 +176,10 @@ void normalize(const Strip<typename F::Compute>& strip) {
       int64_t r = first;
       do {
         Pack<A> z = line(line.centred(load<F>(row_in<F>(strip.x, r) + i, amount)));
-        if (strip.residual.data) z = z + load<F>(row_in<F>(strip.residual, r) + i, amount);
-        const Pack<A> value = activate(activation_of<kind>(strip), z, strip.slope);
-        store<F>(row_out<F>(strip.y, r) + i, masked(strip, r, i, amount, value), amount, strip.stream);
+        if (kind == any && strip.residual.data) z = z + load<F>(row_in<F>(strip.residual, r) + i, amount);
+        Pack<A> value = activate(activation_of<kind>(strip), z, strip.slope);
+        if (kind == any) value = masked(strip, r, i, amount, value);
+        store<F>(row_out<F>(strip.y, r) + i, value, amount, strip.stream);
       } while (!shared && ++r < end);
     });
   }
@@ -190,9 +192,10 @@ INLINE Pack<A> gradient(const Strip<A>& strip, const AffineLine<A>& line, Pack<A
   const Pack<A> dy = load<F>(row_in<F>(strip.dy, r) + i, amount);
   if constexpr (kind == plain) return dy;
   const Activation activation = activation_of<kind>(strip);
-  if (strip.y.data) return chain_from_y(activation, load<F>(row_in<F>(strip.y, r) + i, amount), strip.slope, dy);
+  if (kind == any && strip.y.data)
+    return chain_from_y(activation, load<F>(row_in<F>(strip.y, r) + i, amount), strip.slope, dy);
   Pack<A> z = line(centred);
-  if (strip.residual.data) z = z + load<F>(row_in<F>(strip.residual, r) + i, amount);
+  if (kind == any && strip.residual.data) z = z + load<F>(row_in<F>(strip.residual, r) + i, amount);
   return chain(activation, z, strip.slope, dy);
 }
 
@@ -208,8 +211,8 @@ void reduce(const Strip<typename F::Compute>& strip, typename F::Compute* out, t
     for (; r < end; ++r) {
       const Pack<A> centred = line.centred(load<F>(row_in<F>(strip.x, r) + i, amount));
       const Pack<A> dz = gradient<F, kind>(strip, line, centred, r, i, amount);
-      sum = sum + masked(strip, r, i, amount, dz);
-      product = product + masked(strip, r, i, amount, dz * centred);
+      sum = sum + (kind == any ? masked(strip, r, i, amount, dz) : dz);
+      product = product + (kind == any ? masked(strip, r, i, amount, dz * centred) : dz * centred);
     }
     sums.add(i, fresh(sum, amount));
     products.add(i, fresh(product, amount));
@@ -237,12 +240,13 @@ void apply(const Strip<typename F::Compute>& strip) {
       do {
         const Pack<A> centred = line.centred(load<F>(row_in<F>(strip.x, r) + i, amount));
         const Pack<A> dz = gradient<F, kind>(strip, line, centred, r, i, amount);
-        if (strip.dresidual.data)
+        if (kind == any && strip.dresidual.data)
           store<F>(row_out<F>(strip.dresidual, r) + i, masked(strip, r, i, amount, dz), amount, /*streaming=*/false);
-        if (!strip.dx.data) continue;
+        if (kind == any && !strip.dx.data) continue;
         Pack<A> change = dz;
         if (strip.through_mean) change = dz - mean - centred * slope;
-        change = masked(strip, r, i, amount, change * line.scale);
+        change = change * line.scale;
+        if (kind == any) change = masked(strip, r, i, amount, change);
         store<F>(row_out<F>(strip.dx, r) + i, change, amount, strip.stream);
       } while (!shared && ++r < end);
     });

@@ -71,7 +71,8 @@ def test_forward_and_backward(data):
     steepest = float((exact.var.nan_to_num() + EPS).rsqrt().max()) * (
         1 if weight is None else float(weight.abs().max())
     )
-    # (With nothing to count there is no variance.) Rounding of x - mean and of the scale, then of the result to its dtype; gradients are steepest times as large.
+    # Rounding of x - mean and of the scale, then of the result to its dtype; gradients are steepest times as large.
+    # (With nothing to count there is no variance.)
     fine = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     coarse = torch.finfo(dtype).eps
     size = 1 + float(exact.y.abs().max())
