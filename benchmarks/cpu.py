@@ -169,7 +169,7 @@ def summary(results: list[Result]) -> list[str]:
     slower = sum(r.eager < 0.95 for r in results)
     lines += [
         "",
-        f"Tensors over 8 MiB: {statistics.median(large):.0%} of the copy floor in the median, at least {min(large):.0%}."
+        f"Over 8 MiB: {statistics.median(large):.0%} of the copy floor in the median, at least {min(large):.0%}."
         if large
         else "",
         f"Entries slower than torch eager (below 0.95): {slower} of {len(results)}.",
