@@ -11,7 +11,7 @@ namespace batchnorm {
 struct Shape {
   int64_t batch = 0, channels = 0, space = 1;
   bool channels_last = false;  // the values of a position lie together; so they do where space is 1
-  bool adjacent = true;        // every operand's channels (rows, where channels are last) follow without a gap
+  bool adjacent = true;        // channels (rows, where channels are last) follow without a gap
   bool masked = false;
 
   int64_t values() const { return batch * channels * space; }

@@ -138,8 +138,12 @@ std::vector<double> channel_values(const std::optional<Tensor>& values, int64_t 
 }
 
 Operand Operands::add(const Tensor& tensor) {
-  if (const auto served = view(tensor)) return keep(tensor, *served);
-  if (const auto served = one_sample(tensor)) return *served;
+  // The first operand is x, and its strides alone decide how the work is cut: what else is there must not change the bits
+  // of what is measured on it.
+  const auto served = view(tensor);
+  if (served && kept_.empty()) shape_.adjacent = adjacent(*served);
+  if (served && (!shape_.adjacent || adjacent(*served))) return keep(tensor, *served);
+  if (const auto sample = one_sample(tensor)) return *sample;
   const Tensor copy = torch::stable::contiguous(tensor, format(shape_, tensor.dim()));
   return keep(copy, *view(copy));
 }
@@ -172,9 +176,12 @@ std::optional<Operand> Operands::one_sample(const Tensor& tensor) {
   return operand;
 }
 
-Operand Operands::keep(const Tensor& tensor, Operand operand) {
+bool Operands::adjacent(const Operand& operand) const {
   const bool rows = shape_.channels_last || shape_.space == 1;
-  shape_.adjacent &= rows ? operand.row_stride == shape_.channels : operand.channel_stride == shape_.space;
+  return rows ? operand.row_stride == shape_.channels : operand.channel_stride == shape_.space;
+}
+
+Operand Operands::keep(const Tensor& tensor, Operand operand) {
   kept_.push_back(tensor);
   return operand;
 }

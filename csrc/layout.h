@@ -31,6 +31,7 @@ class Operands {
  private:
   std::optional<Operand> view(const Tensor& tensor) const;
   std::optional<Operand> one_sample(const Tensor& tensor);
+  bool adjacent(const Operand& operand) const;
   Operand keep(const Tensor& tensor, Operand operand);
 
   Shape& shape_;
