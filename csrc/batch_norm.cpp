@@ -457,9 +457,8 @@ void normalize(const Problem& problem, const double* mean, const double* rstd) {
   run(problem, /*sums=*/false, [&](auto runner) { runner.normalize(mean, rstd); });
 }
 
-void forward(const Problem& problem, double eps, double* mean, double* m2) {
-  std::vector<double> rstd(problem.shape.channels);
-  run(problem, /*sums=*/true, [&](auto runner) { runner.forward(mean, m2, eps, rstd.data()); });
+void forward(const Problem& problem, double eps, double* mean, double* m2, double* rstd) {
+  run(problem, /*sums=*/true, [&](auto runner) { runner.forward(mean, m2, eps, rstd); });
 }
 
 void reduce(const Problem& problem, const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat) {

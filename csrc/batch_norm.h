@@ -31,7 +31,7 @@ struct Problem {
 // What is measured: of `count` values a channel, the mean and the sum of squared deviations from it.
 void measure(const Problem& problem, int64_t& count, double* mean, double* m2);
 void normalize(const Problem& problem, const double* mean, const double* rstd);
-void forward(const Problem& problem, double eps, double* mean, double* m2);
+void forward(const Problem& problem, double eps, double* mean, double* m2, double* rstd);
 
 // The gradient's sums over a channel: of dz, and of dz * xhat. The means are those sums over the count (null: no mean).
 void reduce(const Problem& problem, const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat);

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <tuple>
 
@@ -89,12 +90,25 @@ struct Call {
   Operands operands{problem.shape};
 };
 
-std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, Optional residual, double eps,
-                                           int64_t activation, double slope) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, Optional residual,
+                                                   double eps, int64_t activation, double slope) {
   Call call(x, weight, bias, residual, activation, slope);
-  const Tensor y = call.output(call.problem.y), mean = zeros(x), m2 = zeros(x);
-  if (!call.empty()) batchnorm::forward(call.problem, eps, out(mean), out(m2));
-  return {y, mean, m2};
+  const Tensor y = call.output(call.problem.y), mean = zeros(x), m2 = zeros(x), rstd = zeros(x);
+  if (!call.empty()) batchnorm::forward(call.problem, eps, out(mean), out(m2), out(rstd));
+  else std::fill_n(out(rstd), call.channels(), 1 / std::sqrt(eps));
+  return {y, mean, m2, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> infer(Tensor x, Tensor running_mean, Tensor running_var, Optional weight,
+                                         Optional bias, Optional residual, double eps, int64_t activation, double slope) {
+  Call call(x, weight, bias, residual, activation, slope);
+  const std::vector<double> means = channel_values(running_mean, call.channels(), "running_mean");
+  const std::vector<double> variances = channel_values(running_var, call.channels(), "running_var");
+  const Tensor y = call.output(call.problem.y), mean = empty_channels(x), rstd = empty_channels(x);
+  std::copy(means.begin(), means.end(), out(mean));
+  std::transform(variances.begin(), variances.end(), out(rstd), [&](double v) { return 1 / std::sqrt(v + eps); });
+  if (!call.empty()) batchnorm::normalize(call.problem, out(mean), out(rstd));
+  return {y, mean, rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor> measure(Tensor x, Optional mask) {
@@ -178,7 +192,7 @@ void move_towards(const Optional& running, double momentum, const double* values
   else move_towards<double>(*running, momentum, values, scale);
 }
 
-// Nothing was measured where the count is 0, and nothing moves. One value has no unbiased variance: 0 / 0, as in torch.
+// What was not measured moves nothing: no value has no mean, and one value has no unbiased variance.
 void update_running(Optional running_mean, Optional running_var, Tensor count, Tensor mean, Tensor m2, double momentum) {
   const int64_t channels = mean.numel();
   const double *means = doubles(mean, channels, "mean"), *m2s = doubles(m2, channels, "m2");
@@ -188,7 +202,7 @@ void update_running(Optional running_mean, Optional running_var, Tensor count, T
   const int64_t n = *static_cast<const int64_t*>(count.const_data_ptr());
   if (n == 0) return;
   move_towards(running_mean, momentum, means, 1);
-  move_towards(running_var, momentum, m2s, 1 / static_cast<double>(n - 1));
+  if (n > 1) move_towards(running_var, momentum, m2s, 1 / static_cast<double>(n - 1));
 }
 
 int64_t vector_bytes() { return batchnorm::vector_bytes(); }
@@ -199,7 +213,10 @@ int64_t vector_bytes() { return batchnorm::vector_bytes(); }
 STABLE_TORCH_LIBRARY(batchnorm, library) {
   library.def(
       "forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, float eps, int act, float slope) -> "
-      "(Tensor y, Tensor mean, Tensor m2)");
+      "(Tensor y, Tensor mean, Tensor m2, Tensor rstd)");
+  library.def(
+      "infer(Tensor x, Tensor running_mean, Tensor running_var, Tensor? weight, Tensor? bias, Tensor? residual, float eps, "
+      "int act, float slope) -> (Tensor y, Tensor mean, Tensor rstd)");
   library.def("measure(Tensor x, Tensor? mask) -> (Tensor count, Tensor mean, Tensor m2)");
   library.def(
       "normalize(Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, "
@@ -227,6 +244,7 @@ STABLE_TORCH_LIBRARY_IMPL(batchnorm, CompositeExplicitAutograd, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(batchnorm, CPU, library) {
   library.impl("forward", TORCH_BOX(&batchnorm::ops::forward));
+  library.impl("infer", TORCH_BOX(&batchnorm::ops::infer));
   library.impl("measure", TORCH_BOX(&batchnorm::ops::measure));
   library.impl("normalize", TORCH_BOX(&batchnorm::ops::normalize));
   library.impl("reduce", TORCH_BOX(&batchnorm::ops::reduce));

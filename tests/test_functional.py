@@ -141,6 +141,15 @@ def test_masked_samples_neither_count_nor_move(layout, with_residual, dtype, tra
     )  # fmt: skip
 
 
+def test_one_counted_value_has_a_mean_but_no_unbiased_variance():
+    running = torch.zeros(2), torch.full((2,), 3.0)
+    mask = torch.tensor([[False, True, False]])
+    x = torch.arange(6.0).view(1, 2, 3)
+    bn.batch_norm(x, *running, training=True, momentum=0.5, mask=mask)
+    assert running[0].tolist() == [0.5, 2.0]
+    assert running[1].tolist() == [3.0, 3.0]
+
+
 @pytest.mark.parametrize(("shape", "dtype"), [((5, 1, 1), torch.float32), ((4, 5, 6, 7), torch.float64)])
 def test_a_residual_of_another_shape_or_dtype_is_added_as_by_plus(shape, dtype):
     x, residual = make((4, 5, 6, 7)), make(shape, dtype).requires_grad_()

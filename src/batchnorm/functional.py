@@ -114,8 +114,7 @@ def batch_norm_with_moments(
         assert running_var is not None
         if _exports() and mask is None:
             return _standard(input, running_mean, running_var, weight, bias, eps, residual, activation), None
-        mean, rstd = running_mean.double(), torch.rsqrt(running_var.double() + eps)
-        return normalize(input, weight, bias, residual, mask, mean, rstd, activation), None
+        return normalize(input, weight, bias, residual, mask, running_mean, running_var, eps, activation), None
     y, count, mean, m2 = measure_and_normalize(input, weight, bias, residual, mask, eps, activation)
     if running_mean is not None:
         assert running_var is not None

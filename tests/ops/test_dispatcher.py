@@ -18,6 +18,7 @@ RELU = (1, 0.0)
 
 CALLS = {
     "forward": (X, V["weight"], V["bias"], X, 1e-5, *RELU),
+    "infer": (X, V["running_mean"], V["running_var"], V["weight"], V["bias"], X, 1e-5, *RELU),
     "measure": (X, MASK),
     "normalize": (X, *AFFINE, X, MASK, *RELU),
     "reduce": (X, X, *AFFINE, None, X, MASK, *RELU),
@@ -29,6 +30,13 @@ CALLS = {
 
 def test_the_operators_are_compiled():
     assert load.COMPILED, "the suite has to test the compiled operators; is there a C++ compiler?"
+
+
+def test_every_operator_is_checked():
+    registered = {
+        name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("batchnorm::")
+    }
+    assert registered - {"vector_bytes"} == set(CALLS)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

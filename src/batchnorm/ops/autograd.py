@@ -15,32 +15,48 @@ from .plain import Affine
 _TENSORS = 5  # leading arguments of both functions: x, weight, bias, residual, mask
 
 
-def normalize(*arguments: Any) -> Tensor:
-    """y = act((x - mean) * rstd * weight + bias + residual) with given statistics, as in eval.
-
-    Arguments: x, weight, bias, residual, mask, mean, rstd, activation.
-    """
-    if not _differentiates(arguments):
-        return _normalize(*arguments)
-    function = NormalizeTransformed if steps.under_transform() else Normalize
-    return function.apply(*arguments)  # pyright: ignore[reportReturnType]
-
-
-def measure_and_normalize(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same with the statistics of x itself, as in training: returns (y, count, mean, m2).
-
-    Arguments: x, weight, bias, residual, mask, eps, activation.
-    """
-    if not _differentiates(arguments):
-        return steps.forward(*arguments)
-    function = MeasureAndNormalizeTransformed if steps.under_transform() else MeasureAndNormalize
-    return function.apply(*arguments)  # pyright: ignore[reportReturnType]
-
-
-def _differentiates(arguments: tuple[Any, ...]) -> bool:
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    activation: Activation,
+) -> Tensor:
+    """y = act((x - mean) * rstd * weight + bias + residual) with the running statistics, as in eval."""
+    learned = (x, weight, bias, residual, mask)
     if steps.under_transform():
-        return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[: _TENSORS - 1])
+        statistics = running_mean.double(), torch.rsqrt(running_var.double() + eps)
+        return NormalizeTransformed.apply(*learned, *statistics, activation)  # pyright: ignore[reportReturnType]
+    arguments = (*learned, running_mean, running_var, eps, activation)
+    if _differentiates(learned):
+        return Normalize.apply(*arguments)  # pyright: ignore[reportReturnType]
+    return steps.infer(*arguments)[0]
+
+
+def measure_and_normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same with the statistics of x itself, as in training: returns (y, count, mean, m2)."""
+    arguments = (x, weight, bias, residual, mask, eps, activation)
+    if steps.under_transform():
+        return MeasureAndNormalizeTransformed.apply(*arguments)  # pyright: ignore[reportReturnType]
+    if _differentiates(arguments[:_TENSORS]):
+        return MeasureAndNormalize.apply(*arguments)  # pyright: ignore[reportReturnType]
+    return steps.forward(*arguments)[:4]
+
+
+def _differentiates(tensors: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 class Normalize(torch.autograd.Function):
@@ -48,27 +64,32 @@ class Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        y = _normalize(*inputs)
-        _keep_for_normalize(ctx, inputs, y)
+        y, mean, rstd = steps.infer(*inputs)
+        _keep(ctx, inputs, y, mean, rstd, None)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, grad_outputs[0], eps=None), None, None, None, None
+        return *_gradients(ctx, grad_outputs[0], eps=None), None, None, None, None, None
 
 
 class NormalizeTransformed(torch.autograd.Function):
-    """`normalize`, as forward mode and torch.func see it."""
+    """`normalize`, as forward mode and torch.func see it, given mean and rstd."""
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return _normalize(*inputs)
+        x, weight, bias, residual, mask, mean, rstd, activation = inputs
+        return steps.normalize(x, Affine(mean, rstd, weight, bias), residual, mask, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _keep_for_normalize(ctx, inputs, output)
+        *_, mean, rstd, _ = inputs
+        _keep(ctx, inputs, output, mean, rstd, None)
+        ctx.save_for_forward(*ctx.to_save)
 
-    backward = Normalize.backward
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, grad_outputs[0], eps=None), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -78,7 +99,7 @@ class NormalizeTransformed(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
         if in_dims[4] is not None:
             return _vmap_by_loop(NormalizeTransformed, info, in_dims, arguments)
-        y = normalize(*_fold(info.batch_size, in_dims, arguments))
+        y = NormalizeTransformed.apply(*_fold(info.batch_size, in_dims, arguments))
         return _unfold(y, info.batch_size, 1), 1
 
 
@@ -87,16 +108,15 @@ class MeasureAndNormalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        output = steps.forward(*inputs)
-        _keep_for_measure_and_normalize(ctx, inputs, output)
-        return output
+        y, count, mean, m2, rstd = steps.forward(*inputs)
+        _keep_measured(ctx, inputs, (y, count, mean, m2), rstd)
+        return y, count, mean, m2
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        dy = grad_outputs[0]
-        if dy is None:
+        if grad_outputs[0] is None:
             return (None,) * 7
-        return *_gradients(ctx, dy, eps=ctx.eps), None, None, None
+        return *_gradients(ctx, grad_outputs[0], eps=ctx.eps), None, None, None
 
 
 class MeasureAndNormalizeTransformed(torch.autograd.Function):
@@ -104,11 +124,13 @@ class MeasureAndNormalizeTransformed(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return steps.forward(*inputs)
+        return steps.forward(*inputs)[:4]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-        _keep_for_measure_and_normalize(ctx, inputs, output)
+        _, count, _, m2 = output
+        _keep_measured(ctx, inputs, output, steps.rstd_of(count, m2, inputs[_TENSORS]))
+        ctx.save_for_forward(*ctx.to_save)
 
     backward = MeasureAndNormalize.backward
 
@@ -121,57 +143,28 @@ class MeasureAndNormalizeTransformed(torch.autograd.Function):
         if in_dims[4] is not None:
             return _vmap_by_loop(MeasureAndNormalizeTransformed, info, in_dims, arguments)
         size = info.batch_size
-        y, count, mean, m2 = measure_and_normalize(*_fold(size, in_dims, arguments))
+        y, count, mean, m2 = MeasureAndNormalizeTransformed.apply(*_fold(size, in_dims, arguments))
         return (_unfold(y, size, 1), count, _unfold(mean, size, 0), _unfold(m2, size, 0)), (1, None, 0, 0)
 
 
-def _normalize(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    activation: Activation,
-) -> Tensor:
-    return steps.normalize(x, Affine(mean, rstd, weight, bias), residual, mask, activation)
-
-
-def _keep_for_normalize(ctx: Any, inputs: tuple[Any, ...], y: Tensor) -> None:
-    *_, mean, rstd, activation = inputs
-    _keep(ctx, inputs, y, mean, rstd, None, activation)
-
-
-def _keep_for_measure_and_normalize(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *_, eps, activation = inputs
+def _keep_measured(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], rstd: Tensor) -> None:
     y, count, mean, m2 = output
     ctx.mark_non_differentiable(count, mean, m2)
     ctx.set_materialize_grads(False)
-    ctx.eps = eps
-    _keep(ctx, inputs, y, mean, steps.rstd_of(count, m2, eps), count, activation)
+    ctx.eps = inputs[_TENSORS]
+    _keep(ctx, inputs, y, mean, rstd, count)
 
 
-def _keep(
-    ctx: Any,
-    inputs: tuple[Any, ...],
-    y: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    count: Tensor | None,
-    activation: Activation,
-) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], y: Tensor, mean: Tensor, rstd: Tensor, count: Tensor | None) -> None:
     """Keep x and (C,) vectors; beside a residual what the activation's derivative needs: y if that will do."""
     x, weight, bias, residual, mask = inputs[:_TENSORS]
+    activation: Activation = inputs[-1]
     ctx.activation = activation
     ctx.has_residual = residual is not None
     by_output = residual is not None and activation.output_determines_derivative
     kept_y = y if by_output and activation.name != "none" else None
     kept_residual = None if by_output else residual
-    saved = (x, weight, bias, kept_residual, kept_y, mask, mean, rstd, count)
-    ctx.save_for_backward(*saved)
-    if steps.under_transform():
-        ctx.save_for_forward(*saved)
+    ctx.save_for_backward(x, weight, bias, kept_residual, kept_y, mask, mean, rstd, count)
 
 
 def _gradients(ctx: Any, dy: Tensor, eps: float | None) -> tuple[Tensor | None, ...]:

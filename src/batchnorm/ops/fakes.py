@@ -9,11 +9,17 @@ from torch._prims_common import suggest_memory_format
 
 def register() -> None:
     """Register a fake for every operator of torch.ops.batchnorm; call once, after the library is loaded."""
-    for fake in (forward, measure, normalize, reduce, apply, backward, update_running_):
+    for fake in (forward, infer, measure, normalize, reduce, apply, backward, update_running_):
         torch.library.register_fake(f"batchnorm::{fake.__name__}", fake)
 
 
-def forward(x: Tensor, weight, bias, residual, eps, act, slope) -> tuple[Tensor, Tensor, Tensor]:
+def forward(x: Tensor, weight, bias, residual, eps, act, slope) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _like(x), _channels(x), _channels(x), _channels(x)
+
+
+def infer(
+    x: Tensor, running_mean, running_var, weight, bias, residual, eps, act, slope
+) -> tuple[Tensor, Tensor, Tensor]:
     return _like(x), _channels(x), _channels(x)
 
 

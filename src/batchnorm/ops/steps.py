@@ -64,15 +64,36 @@ def forward(
     mask: Tensor | None,
     eps: float,
     activation: Activation,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, and the count, mean and m2 it was normalised with."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """y, and the count, mean, m2 and rstd it was normalised with: those of x."""
     if compiled(x) and mask is None:
-        y, mean, m2 = torch.ops.batchnorm.forward(x, weight, bias, residual, eps, activation.code, activation.slope)
-        count = torch.full((), x.numel() // max(x.size(1), 1), dtype=torch.int64)
-        return y, count, mean, m2
+        y, mean, m2, rstd = torch.ops.batchnorm.forward(
+            x, weight, bias, residual, eps, activation.code, activation.slope
+        )
+        return y, torch.full((), x.numel() // max(x.size(1), 1), dtype=torch.int64), mean, m2, rstd
     count, mean, m2 = measure(x, mask)
-    affine = Affine(mean, rstd_of(count, m2, eps), weight, bias)
-    return normalize(x, affine, residual, mask, activation), count, mean, m2
+    rstd = rstd_of(count, m2, eps)
+    return normalize(x, Affine(mean, rstd, weight, bias), residual, mask, activation), count, mean, m2, rstd
+
+
+def infer(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    activation: Activation,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, and the mean and rstd it was normalised with: the running ones, in float64."""
+    if compiled(x) and mask is None:
+        return torch.ops.batchnorm.infer(
+            x, running_mean, running_var, weight, bias, residual, eps, activation.code, activation.slope
+        )
+    mean, rstd = running_mean.double(), torch.rsqrt(running_var.double() + eps)
+    return normalize(x, Affine(mean, rstd, weight, bias), residual, mask, activation), mean, rstd
 
 
 def track(
