@@ -22,7 +22,9 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/exact.py
 	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/model.py
 	$(BIN)/python benchmarks/record.py
 
 wheel: $(VENV)/.dev
