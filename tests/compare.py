@@ -35,6 +35,7 @@ def assert_close(
         scale = max(1.0, exact.abs().max().item())
     bound = ulps * torch.finfo(ours.dtype).eps * scale
     if peer is not None:
+        assert peer.detach()[finite].isfinite().all(), "the peer is not finite where the exact values are"
         bound += 2 * (peer.detach().double()[finite] - exact).abs().max().item()
     worst = (mine - exact).abs().max().item()
     assert worst <= bound, f"largest error {worst:.3g} is over the bound {bound:.3g}"

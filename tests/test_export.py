@@ -1,5 +1,6 @@
 """Eval models written down for programs that have none of our operators: torch.export, ONNX, torch.jit.trace."""
 
+import copy
 import warnings
 
 import onnx.reference
@@ -54,16 +55,16 @@ def test_onnx_gets_the_standard_node(options, expected):
     torch.testing.assert_close(torch.from_numpy(y), layer(x), rtol=1e-5, atol=1e-5)
 
 
-def test_onnx_of_a_fused_residual_adds_before_it_activates():
+def test_onnx_of_a_residual_adds_before_it_activates():
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
-            self.bn = nn.BatchNorm2d(3)
+            self.bn = bn.BatchNorm2d(3, activation="relu")
 
         def forward(self, x):
-            return (self.bn(x) + x).relu()
+            return self.bn(x, residual=x)
 
-    block, x = bn.convert(Block(), fuse=True).eval(), make((2, 3, 5, 6))
+    block, x = Block().eval(), make((2, 3, 5, 6))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(block, (x,), dynamo=True, verbose=False)
@@ -71,3 +72,26 @@ def test_onnx_of_a_fused_residual_adds_before_it_activates():
     assert [node.op_type for node in proto.graph.node] == ["BatchNormalization", "Add", "Relu"]
     (y,) = onnx.reference.ReferenceEvaluator(proto).run(None, {proto.graph.input[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(y), block(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_training_model_learns(strict):
+    ours = nn.Sequential(nn.Conv2d(2, 3, 3), bn.BatchNorm2d(3))
+    theirs = bn.revert(copy.deepcopy(ours))
+    x = make((4, 2, 5, 6))
+    exported = torch.export.export(ours, (x,), strict=strict).module()
+    exported(x).pow(3).sum().backward()
+    theirs(x).pow(3).sum().backward()
+    expected = dict(theirs.named_parameters())
+    for name, parameter in exported.named_parameters():
+        # sums of up to 48 cubes of size 10
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-2)
+
+
+def test_fx_takes_a_layer_whole_as_it_does_torchs():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), bn.BatchNorm2d(3), nn.ReLU())
+    traced = torch.fx.symbolic_trace(model)
+    assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["0", "1", "2"]
+    x = make((4, 2, 5, 6))
+    model.eval()
+    assert torch.equal(traced(x), model(x))

@@ -275,7 +275,52 @@ def test_vmap_over_masks():
     x, masks = make((2, 4, 3, 5)), torch.rand(2, 4, 5) < 0.6
     together = torch.func.vmap(lambda t, m: bn.batch_norm(t, training=True, mask=m))(x, masks)
     apart = [bn.batch_norm(t, training=True, mask=m) for t, m in zip(x, masks, strict=True)]
-    torch.testing.assert_close(together, torch.stack(apart), rtol=0, atol=0)
+    torch.testing.assert_close(together, torch.stack(apart), rtol=1e-6, atol=1e-6)  # an ulp of y
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", [None, "tanh"])
+def test_forward_mode_nests_with_itself_and_with_reverse(activation, training):
+    running = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    x, residual = make((4, 2), torch.float64), make((4, 2), torch.float64)
+
+    def ours(t):
+        given = [r.clone() for r in running]
+        return bn.batch_norm(t, *given, training=training, residual=residual, activation=activation).pow(2).sum()
+
+    def exact(t):
+        options = {"running": None if training else running, "residual": residual}
+        return reference.forward(t, activation=activations.parse(activation), **options).y.pow(2).sum()
+
+    expected = torch.func.jacrev(torch.func.jacrev(exact))(x)
+    for outer, inner in ((torch.func.jacfwd, torch.func.jacfwd), (torch.func.jacrev, torch.func.jacfwd)):
+        torch.testing.assert_close(outer(inner(ours))(x), expected, rtol=1e-9, atol=1e-9)
+    tangent = make((4, 2), torch.float64)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.clone().requires_grad_(), tangent)
+        (gradient,) = torch.autograd.grad(ours(dual), dual)
+        along = forward_ad.unpack_dual(gradient).tangent
+    torch.testing.assert_close(along, torch.einsum("ijkl,kl->ij", expected, tangent), rtol=1e-9, atol=1e-9)
+
+
+def test_transforms_compile_and_agree_with_eager():
+    x = make((4, 3))
+    gradient = torch.func.grad(lambda t: bn.batch_norm(t, training=True, activation="tanh").pow(3).sum())
+    compiled = torch.compile(gradient, fullgraph=True)(x)
+    assert compiled.abs().max() > 0.1
+    torch.testing.assert_close(compiled, gradient(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_second_derivatives_do_not_see_what_lies_under_the_mask(activation):
+    clean, mask = make((4, 2, 5), torch.float64), torch.rand(4, 5) < 0.6
+    weight, results = torch.rand(2, dtype=torch.float64).requires_grad_(), []
+    for hidden in (0.0, torch.nan):
+        x = torch.where(mask[:, None], clean, hidden).requires_grad_()
+        y = bn.batch_norm(x, weight=weight, training=True, mask=mask, activation=activation)
+        (g,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(g.square().sum(), (x, weight)))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
 
 
 def test_forward_mode_agrees_with_torchs():
@@ -320,6 +365,12 @@ ERRORS = {
     ),
     "mixed dtypes": (RuntimeError, "mixed dtype", {"weight": torch.ones(3, dtype=torch.float64)}),
     "low-precision weight": (RuntimeError, "mixed dtype", {"weight": torch.ones(3, dtype=torch.bfloat16)}),
+    "another device": (RuntimeError, "on the input's device", {"weight": torch.ones(3, device="meta")}),
+    "integer statistics": (
+        RuntimeError,
+        "floating point",
+        {"running_mean": torch.zeros(3).long(), "running_var": torch.ones(3).long()},
+    ),
     "no statistics in eval": (RuntimeError, "running_mean must be defined", {"training": False}),
     "eps 0 in training": (ValueError, "positive during training", {"eps": 0.0}),
     "negative eps in eval": (

@@ -104,3 +104,8 @@ def test_a_mask_that_does_not_fit_is_refused(mask, message):
 def test_a_vector_has_no_channels():
     with pytest.raises(ValueError, match="at least 2 dimensions"):
         Moments.measure(torch.randn(4))
+
+
+def test_moments_of_other_channels_do_not_merge():
+    with pytest.raises(ValueError, match="1 channels with moments of 3"):
+        Moments.empty(1).merge(Moments.empty(3))

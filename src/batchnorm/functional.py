@@ -101,7 +101,7 @@ def batch_norm_with_moments(
 
     Takes the momentum as a tensor too, so that a cumulative average needs no value from the device.
     """
-    _check(input, running_mean, running_var, weight, bias, training, eps, mask)
+    _check(input, running_mean, running_var, weight, bias, training, eps, residual, mask)
     if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
         torch.broadcast_shapes(residual.shape, input.shape)  # raises, before anything is tracked, what + would raise
         z, moments = batch_norm_with_moments(
@@ -109,11 +109,12 @@ def batch_norm_with_moments(
         )
         y = activation(z + residual)
         return (y if mask is None else torch.where(broadcast_mask(mask, input), y, 0.0)), moments
+    if mask is None and not isinstance(momentum, Tensor) and _exports():
+        z = _standard(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return activation(z if residual is None else z + residual), None
     if not training:
         assert running_mean is not None
         assert running_var is not None
-        if _exports() and mask is None:
-            return _standard(input, running_mean, running_var, weight, bias, eps, residual, activation), None
         return normalize(input, weight, bias, residual, mask, running_mean, running_var, eps, activation), None
     y, count, mean, m2 = measure_and_normalize(input, weight, bias, residual, mask, eps, activation)
     if running_mean is not None:
@@ -130,19 +131,21 @@ def _exports() -> bool:
 
 def _standard(
     x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    training: bool,
+    momentum: float,
     eps: float,
-    residual: Tensor | None,
-    activation: Activation,
 ) -> Tensor:
-    """Eval in torch's own operators: what exporters know as BatchNormalization, Add, Relu."""
-    if weight is not None and weight.dtype != running_mean.dtype:  # torch wants one dtype for all vectors
-        running_mean, running_var = running_mean.to(weight.dtype), running_var.to(weight.dtype)
-    z = F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
-    return activation(z if residual is None else z + residual)
+    """The same by torch's own operator, which every exporter knows."""
+    if not training and weight is not None and running_mean is not None and running_var is not None:
+        # torch wants one dtype for all vectors
+        running_mean, running_var = (
+            t if t.dtype == weight.dtype else t.to(weight.dtype) for t in (running_mean, running_var)
+        )
+    return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def _check(
@@ -153,6 +156,7 @@ def _check(
     bias: Tensor | None,
     training: bool,
     eps: float,
+    residual: Tensor | None,
     mask: Tensor | None,
 ) -> None:
     if not x.is_floating_point():
@@ -171,18 +175,25 @@ def _check(
         ("weight", weight),
         ("bias", bias),
     ):
+        if vector is not None and vector.device != x.device:
+            raise RuntimeError(f"{name} should be on the input's device, {x.device}, but is on {vector.device}")
         if vector is not None and vector.numel() != features:
             raise RuntimeError(
                 f"{name} should contain {features} elements not {vector.numel()}: one for each channel of the input, "
                 f"whose dimension 1 is {features} in {tuple(x.shape)}"
             )
     low_precision = x.dtype in (torch.bfloat16, torch.float16)
+    if running_mean is not None and not running_mean.is_floating_point():
+        raise RuntimeError(f"running statistics should be floating point, but got {running_mean.dtype}")
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is not None and vector.dtype != x.dtype and not (low_precision and vector.dtype == torch.float32):
             raise RuntimeError(
                 f"mixed dtype: {name} should be {x.dtype}{' or torch.float32' if low_precision else ''} beside an "
                 f"input of {x.dtype}, but got {vector.dtype}; convert the layer or the input, or use autocast"
             )
+    for name, tensor in (("residual", residual), ("mask", mask)):
+        if tensor is not None and tensor.device != x.device:
+            raise RuntimeError(f"{name} should be on the input's device, {x.device}, but is on {tensor.device}")
     if mask is not None:
         broadcast_mask(mask, x)
     if (running_mean is None) != (running_var is None) or (not training and running_mean is None):

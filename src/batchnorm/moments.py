@@ -87,6 +87,9 @@ class Moments:
 
         Args:
             others: moments of as many channels, of samples that are not in this set.
+
+        Raises:
+            ValueError: moments of another number of channels.
         """
         merged = self
         for other in others:
@@ -104,6 +107,8 @@ class Moments:
 
 
 def _merge_two(a: Moments, b: Moments) -> Moments:
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"cannot merge moments of {a.mean.numel()} channels with moments of {b.mean.numel()}")
     count = a.count + b.count
     share = b.count / count.clamp(min=1).double()
     delta = b.mean - a.mean

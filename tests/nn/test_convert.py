@@ -92,6 +92,12 @@ def test_subclasses_and_lazy_layers_are_left_alone():
     assert [type(m) for m in model] == [Mine, nn.LazyBatchNorm2d, nn.SyncBatchNorm]
 
 
+def test_a_layer_cast_while_it_was_ours_works_as_torchs():
+    model = bn.convert(nn.BatchNorm1d(3)).bfloat16()
+    bn.revert(model)(torch.randn(4, 3).bfloat16())
+    assert model.running_mean.dtype == torch.bfloat16
+
+
 def test_reverting_would_lose_an_activation_so_it_refuses_and_changes_nothing():
     model = nn.Sequential(bn.BatchNorm1d(3), nn.Sequential(bn.BatchNorm1d(3, activation="relu")))
     with pytest.raises(ValueError, match=r"cannot revert 1\.0.*'relu'"):

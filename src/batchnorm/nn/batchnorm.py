@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .. import activations
 from ..activations import Activation
 from ..functional import batch_norm_with_moments
 from ..moments import Moments
+from ..ops.steps import under_transform
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -51,7 +52,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @property
     def measured(self) -> Moments | None:
-        """Moments of the last batch seen in train mode; None before it, and while compiled."""
+        """Moments of the last batch seen in train mode, eager and outside torch.func's transforms; None before it."""
         return self._measured
 
     def forward(
@@ -70,6 +71,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             mask: bool, broadcastable to x without its channels: True counts.
             activation: for this call; None for the layer's own.
         """
+        if isinstance(input, fx.Proxy):  # torch.fx takes torch.nn's layers whole, and so it shall ours
+            return _traced_whole(self, input, residual, mask, activation)
         self._check_input_dim(input)
         # Without running statistics there is nothing but the batch to normalise with, in eval too.
         measures = self.training or (self.running_mean is None and self.running_var is None)
@@ -91,7 +94,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         # After the fact, so that an input that raises leaves the count as it was.
         if tracks and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        if self.training and not torch.compiler.is_compiling():
+        if self.training and not (torch.compiler.is_compiling() or under_transform()):
             self.__dict__["_measured"] = measured  # a plain attribute: Module's own assignment costs a microsecond
         return y
 
@@ -126,6 +129,14 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def __getstate__(self) -> dict[str, Any]:
         # The last measurement belongs to the training under way, not to a pickled or copied layer.
         return {name: value for name, value in self.__dict__.items() if name != "_measured"}
+
+
+def _traced_whole(layer: nn.Module, input: fx.Proxy, residual: Any, mask: Any, activation: Any) -> Any:
+    given = {"residual": residual, "mask": mask, "activation": activation}
+    given = {name: value for name, value in given.items() if value is not None}
+    tracer = input.tracer
+    assert isinstance(tracer, fx.Tracer)
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), (input,), given)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from .. import activations
 from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
-from .fuse import fuse_all, unfuse
+from .fuse import FusedSequential
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,13 +30,9 @@ def convert(model: Model, *, fuse: bool = False) -> Model:
 
     Args:
         model: any module, or a batch-norm layer itself.
-        fuse: also run each batch norm together with the activation, or the addition and the activation, that follows
-            it in the forward of the same module, wherever torch.fx can trace that forward. Modules, parameters and the
-            keys of state_dict stay; a hook put on a fused layer afterwards sees the activation's output. A module that
-            cannot be traced is named in a warning with the reason, and not fused.
-
-    Warns:
-        UserWarning: with fuse, some modules that call batch-norm layers cannot be traced.
+        fuse: also make every torch.nn.Sequential one that runs a batch norm and the activation after it as one
+            operation (`nn.FusedSequential`). Where a forward of your own calls them, call
+            `layer(x, residual=..., activation="relu")` there instead.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
@@ -44,12 +40,7 @@ def convert(model: Model, *, fuse: bool = False) -> Model:
         >>> type(convert(model)[1]).__module__, type(revert(model)[1]).__module__
         ('batchnorm.nn.batchnorm', 'torch.nn.modules.batchnorm')
     """
-    model = _swap(model, _OURS)
-    if fuse:
-        refused = fuse_all(model)
-        if refused:
-            warnings.warn(f"converted, but not fused everywhere. {'; '.join(refused)}", stacklevel=2)
-    return model
+    return _swap(model, {**_OURS, nn.Sequential: FusedSequential} if fuse else _OURS)
 
 
 def revert(model: Model) -> Model:
@@ -67,13 +58,21 @@ def revert(model: Model) -> Model:
                 f"cannot revert {name or 'the layer'}: torch.nn's layer has no activation, and this one is built with "
                 f"activation={layer.activation.name!r}. Build it without, and the activation as a module after it"
             )
-    for module in model.modules():
-        unfuse(module)
-    model = _swap(model, _TORCHS)
+    model = _swap(model, {**_TORCHS, FusedSequential: nn.Sequential})
     for layer in model.modules():
         if type(layer) in _OURS:
             layer.__dict__.pop("_measured", None)
+            _match_statistics(layer)
     return model
+
+
+def _match_statistics(layer: nn.Module) -> None:
+    """torch.nn's layers want running statistics of the parameters' dtype; ours keep them in float32 at least."""
+    weight = layer._parameters["weight"]
+    if weight is not None and weight.dtype in (torch.bfloat16, torch.float16):
+        for name in ("running_mean", "running_var"):
+            buffer = layer._buffers[name]
+            layer._buffers[name] = None if buffer is None else buffer.to(weight.dtype)
 
 
 def _swap(model: Model, to: dict[type[nn.Module], type[nn.Module]]) -> Model:

@@ -46,6 +46,8 @@ def normalize(
     x: Tensor, affine: Affine, residual: Tensor | None, mask: Tensor | None, activation: Activation
 ) -> Tensor:
     """y = act((x - mean) * rstd * weight + bias + residual), 0 where the mask is False, in x's dtype."""
+    if mask is not None:
+        x, residual = _cleared(x, mask), None if residual is None else _cleared(residual, mask)
     y = activation(_pre_activation(x, affine, residual)).to(x.dtype)
     return y if mask is None else torch.where(broadcast_mask(mask, x), y, 0.0)
 
@@ -112,6 +114,9 @@ def _dz_and_xhat(
     mask: Tensor | None,
     activation: Activation,
 ) -> tuple[Tensor, Tensor]:
+    if mask is not None:
+        dy, x = _cleared(dy, mask), _cleared(x, mask)
+        residual, y = (None if t is None else _cleared(t, mask) for t in (residual, y))
     xhat = _centre(x, affine.mean) * affine.rstd.to(_accumulate_in(x)).view(per_channel(x))
     if y is not None:
         derivative = activation.derivative_from_output(y.to(xhat.dtype))
@@ -119,10 +124,14 @@ def _dz_and_xhat(
         derivative = activation.derivative(_pre_activation(x, affine, residual))
     dz = dy.to(xhat.dtype) * derivative
     if mask is not None:
-        # where, not a product: what lies under the mask may be NaN, and NaN * 0 is NaN.
         mask = broadcast_mask(mask, x)
         dz, xhat = torch.where(mask, dz, 0.0), torch.where(mask, xhat, 0.0)
     return dz, xhat
+
+
+def _cleared(tensor: Tensor, mask: Tensor) -> Tensor:
+    """The tensor with 0 under the mask, before any arithmetic: NaN * 0 is NaN, in a derivative too."""
+    return torch.where(broadcast_mask(mask, tensor), tensor, 0.0)
 
 
 def _pre_activation(x: Tensor, affine: Affine, residual: Tensor | None) -> Tensor:

@@ -26,12 +26,11 @@ def compiled(x: Tensor) -> bool:
 
 
 def under_transform() -> bool:
-    """Whether forward mode or a transform of torch.func is at work: they need more of a function, and it is slower.
+    """Whether forward mode or a transform of torch.func is at work, eager or compiled.
 
-    False while torch.compile traces, which does not understand that more.
+    Then plain operators compute, for they compose with any transform: an autograd.Function has one backward, which
+    forward mode cannot differentiate again, and a compiled operator has no derivative of its own.
     """
-    if torch.compiler.is_compiling():
-        return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -70,7 +69,7 @@ def forward(
         y, mean, m2, rstd = torch.ops.batchnorm.forward(
             x, weight, bias, residual, eps, activation.code, activation.slope
         )
-        return y, torch.full((), x.numel() // max(x.size(1), 1), dtype=torch.int64), mean, m2, rstd
+        return y, torch.full((), x.numel() // max(x.size(1), 1), dtype=torch.int64, device=x.device), mean, m2, rstd
     count, mean, m2 = measure(x, mask)
     rstd = rstd_of(count, m2, eps)
     return normalize(x, Affine(mean, rstd, weight, bias), residual, mask, activation), count, mean, m2, rstd
