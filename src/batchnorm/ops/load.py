@@ -17,7 +17,7 @@ def _load() -> bool:
     if not libraries:
         warnings.warn(
             "batchnorm was installed without its compiled operators and runs on plain PyTorch operators: the same "
-            "results, slower. Install a C++ compiler and reinstall batchnorm to have them.",
+            "results up to rounding, slower. Install a C++ compiler and reinstall batchnorm to have them.",
             stacklevel=2,
         )
         return False
