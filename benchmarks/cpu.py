@@ -1,6 +1,8 @@
 """Times batch normalization on the CPU beside torch's, interleaved in one process: ratios and fractions of a floor.
 
-    python benchmarks/cpu.py [--quick] [--compile] [--seconds 1.0]      writes benchmarks/results/cpu.md
+    python benchmarks/cpu.py [--quick] [--compile] [--seconds 1.0]
+
+prints a table and writes it to benchmarks/results/cpu.md. --quick takes a few minutes, the whole list much longer.
 
 Every side allocates its own output. A ratio is the median, over rounds, of torch's time over ours in the same round,
 so that what else the machine does weighs on both. The floor is the memory traffic that the operation cannot do
@@ -14,15 +16,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import header, save
 from torch import Tensor
 
 import batchnorm as bn
@@ -31,7 +32,15 @@ RESNET50 = [(64, 112), (64, 56), (256, 56), (128, 28), (512, 28), (256, 14), (10
 MOBILENET_V2 = [(32, 112), (96, 56), (144, 56), (24, 56), (192, 28), (384, 14), (576, 14), (960, 7), (1280, 7)]
 IMAGES = [(32, c, s, s) for c, s in RESNET50 + MOBILENET_V2]
 OTHERS = [(128, 100), (1024, 256), (8192, 1024), (32, 64, 1000), (2, 32, 64, 64, 64)]
-QUICK = [(32, 64, 56, 56), (32, 512, 28, 28), (32, 512, 7, 7), (32, 96, 56, 56), (1024, 256), (32, 64, 1000)]
+QUICK = [
+    (32, 64, 56, 56),
+    (32, 512, 14, 14),
+    (32, 512, 7, 7),
+    (32, 96, 28, 28),
+    (128, 100),
+    (1024, 256),
+    (32, 64, 1000),
+]
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 VARIANTS = ("BN", "BN+ReLU", "BN+add+ReLU")
 MODES = ("forward", "forward+backward", "eval")
@@ -143,8 +152,7 @@ def cases(quick: bool) -> list[Case]:
         layouts = (False, True) if len(shape) in LAST else (False,)
         dtypes = (torch.float32, torch.bfloat16)
         for dtype, last, variant, mode in itertools.product(dtypes, layouts, VARIANTS, MODES):
-            if not quick or (variant, mode) in (("BN+ReLU", "forward+backward"), ("BN", "eval")):
-                found.append(Case(shape, dtype, last, variant, mode))
+            found.append(Case(shape, dtype, last, variant, mode))
     return found
 
 
@@ -179,35 +187,23 @@ def summary(results: list[Result]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few shapes, written nowhere")
+    parser.add_argument("--quick", action="store_true", help="a few shapes")
     parser.add_argument("--compile", action="store_true", help="time torch.compile too (compiling takes minutes)")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each entry, about")
     arguments = parser.parse_args()
 
-    header = ["| shape | dtype | channels | what | mode | ours, µs | of the floor | eager / ours | compile / ours |"]
-    header += ["|---|---|---|---|---|---|---|---|---|"]
-    print("\n".join(header))
+    columns = ["| shape | dtype | channels | what | mode | ours, µs | of the floor | eager / ours | compile / ours |"]
+    columns += ["|---|---|---|---|---|---|---|---|---|"]
+    print("\n".join(columns))
     results = []
     for case in cases(arguments.quick):
         results.append(measure(case, arguments.seconds, arguments.compile))
         print(row(results[-1]), flush=True)
     print("\n" + "\n".join(summary(results)))
-    if not arguments.quick:
-        text = [
-            "# Batch normalization on the CPU",
-            "",
-            f"Written by `python benchmarks/cpu.py`: torch {torch.__version__}, {torch.get_num_threads()} threads, "
-            f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {time.strftime('%Y-%m-%d %H:%M')}.",
-            "A ratio above 1 says how many times faster this package is than torch; the program says what is measured.",
-            "",
-            *summary(results),
-            "",
-            *header,
-            *map(row, results),
-        ]
-        out = Path(__file__).parent / "results" / "cpu.md"
-        out.parent.mkdir(exist_ok=True)
-        out.write_text("\n".join(text) + "\n")
+    notes = (
+        "A ratio above 1 says how many times faster this package is than torch. What the columns mean: see the program."
+    )
+    save("cpu", [*header("Batch normalization on the CPU", notes), *summary(results), "", *columns, *map(row, results)])
 
 
 if __name__ == "__main__":
