@@ -217,9 +217,9 @@ def test_killed_between_an_arms_last_checkpoint_and_its_results(whole, tmp_path)
 
 
 def test_resuming_a_finished_run_changes_nothing(whole):
-    before = (whole.path / "results.json").read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in (whole.path, *whole.path.iterdir())}
     assert_same(Experiment.resume(whole.path).run(), whole)
-    assert (whole.path / "results.json").read_bytes() == before
+    assert before == {path: path.stat().st_mtime_ns for path in (whole.path, *whole.path.iterdir())}
 
 
 @pytest.mark.parametrize(
@@ -260,6 +260,19 @@ def plain_run(folder):
     with bn.watch(torch.nn.Sequential(torch.nn.BatchNorm1d(2)), folder / "plain") as recorder:
         pass
     return recorder.path
+
+
+def test_nobody_else_goes_on_with_it_while_it_trains(settings, tmp_path):
+    seen = []
+
+    def resume_too(tick):
+        if tick.step in (1, STEPS):
+            with pytest.raises(BlockingIOError, match="run is being written by this process"):
+                Experiment.resume(tmp_path / "run")
+            seen.append(tick.arm)
+
+    Experiment.begin(settings, tmp_path / "run").run(resume_too)
+    assert seen == [arm for arm in ARMS for _ in range(2)]
 
 
 def test_a_damaged_checkpoint_says_what_to_do(settings, tmp_path):

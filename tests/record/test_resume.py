@@ -1,6 +1,10 @@
 """Going on with a run: after a resume its files are those of a training that was never interrupted, byte for byte."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -83,3 +87,47 @@ def test_meta_and_creation_survive(tmp_path):
     run = bn.open_run(tmp_path)
     assert (run.created, run.meta, run.status) == (first.created, {"lr": 0.1, "seed": 2}, "finished")
     assert np.isclose(json.loads((tmp_path / "run.json").read_bytes())["layers"][0]["eps"], 1e-5)
+
+
+# Holds what it is given, in a process of its own, without torch; its forked child, like a DataLoader's worker, outlives it.
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from batchnorm.record.lock import Lock
+lock = Lock(Path(sys.argv[1]))
+if os.fork():
+    print("held", flush=True)
+time.sleep(20)
+"""
+
+
+def test_a_run_that_another_process_writes_is_refused_until_it_is_killed(tmp_path):
+    train(tmp_path, 0, 5, None)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(
+            BlockingIOError, match=rf"^{tmp_path} is being written by another process \(pid {holder.pid}\)"
+        ):
+            train(tmp_path, 5, 6, None, resume=True)
+        assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        holder.kill()
+        holder.wait()
+        train(tmp_path, 5, 6, None, resume=True)
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)  # the child too
+        assert holder.stdout is not None
+        holder.stdout.close()
+
+
+def test_one_recorder_a_folder(tmp_path, monkeypatch):
+    model = nn.BatchNorm1d(3)
+    with bn.watch(model, tmp_path):
+        with pytest.raises(BlockingIOError, match="is being written by this process"):
+            bn.watch(model, tmp_path, resume_step=0)
+        monkeypatch.setattr("batchnorm.record.lock._fcntl", None)  # as on Windows: it cannot be known
+        bn.watch(model, tmp_path, resume_step=0).close()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..record import Run, open_run
+from ..record.lock import Lock
 from ..record.schema import FORMAT, RUN, write_atomically
 from .batches import Batches
 from .data import Data, load
@@ -32,17 +33,27 @@ _FEW_ACTIVATIONS = 1 << 22
 class Experiment:
     """A folder in which the arms of one experiment are trained, each a run in the subfolder of its name.
 
+    It holds the folder from the beginning to the end of `run`: no other process can resume it meanwhile.
+
     Args:
         path: the folder: a new or empty one for `begin`, an experiment's for `resume`.
         settings: what is asked for.
         data: what `settings.data` names.
+        lock: of the folder; None where the experiment is finished, and nothing will be written.
     """
 
     def __init__(
-        self, path: Path, settings: Settings, data: Data, created: str, threads: int, results: dict[str, Any]
+        self,
+        path: Path,
+        settings: Settings,
+        data: Data,
+        created: str,
+        threads: int,
+        results: dict[str, Any],
+        lock: Lock | None,
     ) -> None:
-        self.path, self.settings, self.data = path, settings, data
-        self._created, self._threads, self._results = created, threads, results
+        self.path, self.settings, self.data, self.is_finished = path, settings, data, lock is None
+        self._created, self._threads, self._results, self._lock = created, threads, results, lock
 
     @classmethod
     def begin(cls, settings: Settings, path: str | Path | None = None) -> Experiment:
@@ -53,6 +64,7 @@ class Experiment:
             path: a folder that is new or empty; None for runs/<data>-<model>-<time>.
         Raises:
             LabError: the folder is in use, or the data cannot be read.
+            BlockingIOError: another process begins one there at the same moment.
         """
         data = load(settings.data)
         now = datetime.now(timezone.utc)
@@ -63,7 +75,8 @@ class Experiment:
         if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
             raise LabError(f"--out {path}: expected a new or empty folder; to go on with a run use --resume {path}")
         path.mkdir(parents=True, exist_ok=True)
-        experiment = cls(path, settings, data, now.isoformat(timespec="seconds"), _threads(settings, data), {})
+        created, threads = now.isoformat(timespec="seconds"), _threads(settings, data)
+        experiment = cls(path, settings, data, created, threads, {}, Lock(path))
         experiment._describe("running")
         return experiment
 
@@ -76,6 +89,7 @@ class Experiment:
             given: settings that the caller takes it to have, by name.
         Raises:
             LabError: no experiment there, a setting that differs from the run's, or data that has changed.
+            BlockingIOError: another process is training it.
         """
         try:
             run = open_run(path)
@@ -93,7 +107,12 @@ class Experiment:
         if run.meta.get("torch") != torch.__version__:
             began = run.meta.get("torch")
             warnings.warn(f"begun with torch {began}, resumed with {torch.__version__}: bits may differ", stacklevel=2)
-        return cls(run.path, settings, data, run.created, run.meta.get("threads", 1), run.results.get("arms", {}))
+        lock = None
+        if run.status != "finished" or not set(settings.arms) <= set(run.results.get("arms", {})):
+            lock = Lock(run.path)
+            run = open_run(path)  # whoever held it until now may have ended an arm
+        results = run.results.get("arms", {})
+        return cls(run.path, settings, data, run.created, run.meta.get("threads", 1), results, lock)
 
     def run(
         self,
@@ -107,7 +126,11 @@ class Experiment:
             checkpoint_seconds: least time between two checkpoints.
         Raises:
             KeyboardInterrupt: as it came, the run left readable and resumable.
+            BlockingIOError: this is the second `run`, and another process has taken the folder since the first.
         """
+        if self.is_finished:
+            return open_run(self.path)
+        lock, self._lock = self._lock or Lock(self.path), None
         status, threads = "failed", torch.get_num_threads()
         self._describe("running")
         torch.set_num_threads(self._threads)
@@ -124,6 +147,8 @@ class Experiment:
         finally:
             torch.set_num_threads(threads)
             self._describe(status)
+            self.is_finished = status == "finished"
+            lock.release()
         return open_run(self.path)
 
     def first_batches(self) -> list[Tensor]:

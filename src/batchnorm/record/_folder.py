@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from .lock import Lock
 from .run import open_run
 from .schema import FORMAT, RUN, LayerInfo, write_atomically
 
@@ -19,8 +20,8 @@ def create_folder(
     layers: Sequence[LayerInfo],
     meta: Mapping[str, Any] | None,
     more: Mapping[str, Any],
-) -> Path:
-    """Make the folder of a new run, with its run.json.
+) -> Lock:
+    """Make the folder of a new run, with its run.json, and hold it.
 
     Args:
         log_dir: where; None for runs/<date>-<time>.
@@ -30,12 +31,12 @@ def create_folder(
 
     Raises:
         FileExistsError: there is a run already.
+        BlockingIOError: another process is making one there.
         ValueError, TypeError: meta is not JSON; nothing has been made then.
     """
     now = datetime.now(timezone.utc)
     path = Path("runs") / now.strftime("%Y%m%d-%H%M%S-%f") if log_dir is None else Path(log_dir)
-    if (path / RUN).exists():
-        raise FileExistsError(f"{path} holds a run already: name another folder, or go on with resume_step=")
+    _refuse_run(path)
     text = _encode(
         {
             "format": FORMAT,
@@ -48,18 +49,26 @@ def create_folder(
         }
     )
     path.mkdir(parents=True, exist_ok=True)
+    lock = Lock(path)
+    _refuse_run(path)  # made by another process since
     write_atomically(path / RUN, text)
-    return path
+    return lock
+
+
+def _refuse_run(path: Path) -> None:
+    if (path / RUN).exists():
+        raise FileExistsError(f"{path} holds a run already: name another folder, or go on with resume_step=")
 
 
 def reopen_folder(
     log_dir: str | os.PathLike[str] | None, layers: Sequence[LayerInfo], meta: Mapping[str, Any] | None
-) -> Path:
-    """Mark an existing run as running again; what `meta` says replaces what it said.
+) -> Lock:
+    """Hold an existing run and mark it as running again; what `meta` says replaces what it said.
 
     Raises:
         FileNotFoundError: there is no run.
         ValueError: it is a run of other layers.
+        BlockingIOError: it is being written.
     """
     if log_dir is None:
         raise ValueError("resume_step needs log_dir, the folder of the run to go on with")
@@ -67,8 +76,9 @@ def reopen_folder(
     before, now = ([(layer.name, layer.channels) for layer in of_run] for of_run in (run.layers, layers))
     if before != now:
         raise ValueError(f"{run.path} is a run of other layers: it has {before}, the model {now}")
+    lock = Lock(run.path)
     _update(run.path, {"status": "running", "meta": {**run.meta, **(meta or {})}})
-    return run.path
+    return lock
 
 
 def set_status(path: Path, status: str) -> None:

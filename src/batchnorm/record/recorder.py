@@ -24,6 +24,7 @@ from ._snapshot import Snapshot
 from ._writer import Writer
 from .journal import HEADER
 from .lines import Lines
+from .lock import Lock
 from .schedule import Schedule
 from .schema import F4, QUANTITIES, SCALARS, LayerInfo, vector_starts
 
@@ -63,6 +64,7 @@ def watch(
             a model compiled in place without an optimizer; `resume_step` on a run of other layers.
         FileExistsError: log_dir holds a run already, and `resume_step` is None.
         FileNotFoundError: `resume_step` is given, and log_dir holds no run.
+        BlockingIOError: another recorder, of this process or another, is writing to log_dir.
 
     Example:
         >>> import tempfile, torch
@@ -95,15 +97,15 @@ def watch(
     chosen = choose(model, layers)
     infos = [info for info, _ in chosen]
     if _rank() != 0:  # parameters and their gradients are the same on every rank: one writes
-        folder = None
+        lock = None
     elif resume_step is None:
-        folder = create_folder(log_dir, infos, meta, {"torch": torch.__version__, "every": every})
+        lock = create_folder(log_dir, infos, meta, {"torch": torch.__version__, "every": every})
     else:
-        folder = reopen_folder(log_dir, infos, meta)
+        lock = reopen_folder(log_dir, infos, meta)
     frame_bytes = int(vector_starts(infos, len(QUANTITIES))[-1]) * F4.itemsize + HEADER.size
     schedule = Schedule.within(vector_bytes, frame_bytes)
-    writer = Writer(folder, infos, schedule, every, resume_step) if folder else None
-    return Recorder(model, chosen, optimizer, every, folder, writer, resume_step or 0)
+    writer = Writer(lock.path, infos, schedule, every, resume_step) if lock else None
+    return Recorder(model, chosen, optimizer, every, lock, writer, resume_step or 0)
 
 
 class Recorder:
@@ -119,18 +121,19 @@ class Recorder:
         layers: Sequence[tuple[LayerInfo, nn.Module]],
         optimizer: Optimizer | None,
         every: int,
-        path: Path | None,
+        lock: Lock | None,
         writer: Writer | None,
         first_step: int,
     ) -> None:
-        self.path = path
+        self.path: Path | None = lock.path if lock else None
+        self._lock = lock
         self._model = bare(model)
         self._layers = layers
         self._every = every
         self._next = first_step  # the step to come, or under way
         self._current = max(0, first_step - 1)  # the step that a logged number belongs to
         self._writer = writer
-        self._scalars = Lines(path / SCALARS, first_step) if path else None
+        self._scalars = Lines(lock.path / SCALARS, first_step) if lock else None
         self._pending: Snapshot | None = None  # without an optimizer: the last step, until its gradients are there
         self._closed = False
         self._process = os.getpid()
@@ -210,8 +213,11 @@ class Recorder:
             self._warn()
         if self._scalars:
             self._scalars.close()
-        if self.path:
-            set_status(self.path, status)
+        if self._lock:
+            try:
+                set_status(self._lock.path, status)
+            finally:
+                self._lock.release()
 
     def __enter__(self) -> Recorder:
         return self
