@@ -159,8 +159,23 @@ def test_names_steer_neither_the_terminal_nor_json(tmp_path):
 
     told = json.loads(result.stdout, parse_constant=refuse)
     assert told["layers"][0]["name"] == name
-    assert told["layers"][0]["gamma"] is None
+    assert told["layers"][0]["gamma"]["last"] == {"p05": None, "p50": None, "p95": None}
     assert told["meta"]["loss"] is None
+
+
+def test_show_counts_the_steps_that_were_not_finite_and_ends_where_the_run_ended(tmp_path):
+    info = layer("bn", 3)
+    values = story(info, 40)
+    values["gamma"][4:] = float("nan")
+    values["beta"][7, 1] = float("inf")
+    # The recorder writes an alert only when the count changes: one line for 36 steps.
+    alerts = [{"step": 4, "layer": "bn", "quantity": "gamma", "what": "nonfinite", "count": 3}]
+    path = write_run(tmp_path / "run", [info], [values], alerts=alerts)
+    stdout = run("show", path)[1]
+    assert "bn: gamma not finite in 36 recorded steps, first at step 4" in stdout
+    assert "bn: beta not finite in 1 recorded step, first at step 7" in stdout
+    assert "1 → NaN" in stdout
+    assert "1 with NaN or infinite values" in stdout
 
 
 def test_without_the_extra_the_cure_is_named(run_path, monkeypatch):

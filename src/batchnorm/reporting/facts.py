@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..record.schema import COLUMNS
+from ..record.schema import COLUMNS, QUANTITIES
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..record.run import Run
     from ..record.schema import LayerInfo
 
 PERCENTILES = {name: COLUMNS.index(name) for name in ("p05", "p50", "p95")}
+NONFINITE = COLUMNS.index("nonfinite")
 
 
 def plural(count: int, noun: str) -> str:
@@ -27,20 +30,31 @@ def health(run: Run) -> str:
     if not run.layers:
         return "No batch-norm layer was recorded."
     layers = plural(len(run.layers), "BN layer")
-    ill = {str(alert["layer"]) for alert in run.alerts() if alert.get("what") == "nonfinite"}
+    ill = {layer for layer, _ in nonfinite_steps(run)}
     if not ill:
         return f"{layers}: no NaN or infinity in {plural(len(run.steps), 'recorded step')}."
     return f"{layers}: {len(ill)} with NaN or infinite values, {len(run.layers) - len(ill)} without."
 
 
+def nonfinite_steps(run: Run) -> dict[tuple[str, str], NDArray[np.int64]]:
+    """Return the recorded steps with NaN or infinity, for each (layer, quantity) that had any.
+
+    The statistics say it for every step; alerts.jsonl has a line only where the count changed.
+    """
+    found = {}
+    for layer in run.layers:
+        for quantity in QUANTITIES:
+            steps = run.steps[run.stats(layer.name, quantity)[:, NONFINITE] > 0]
+            if len(steps):
+                found[layer.name, quantity] = steps
+    return found
+
+
 def alert_lines(run: Run) -> list[str]:
     """Return a line for each layer and quantity that had values that were not finite: when first, how often."""
-    found: dict[tuple[str, str], list[int]] = {}
-    for alert in run.main.alerts():
-        found.setdefault((str(alert.get("layer")), str(alert.get("quantity"))), []).append(int(alert["step"]))
     return [
-        f"{layer}: {quantity} not finite in {plural(len(steps), 'step')}, first at step {min(steps):,}"
-        for (layer, quantity), steps in found.items()
+        f"{layer}: {quantity} not finite in {plural(len(steps), 'recorded step')}, first at step {steps[0]:,}"
+        for (layer, quantity), steps in nonfinite_steps(run.main).items()
     ]
 
 
@@ -105,13 +119,19 @@ def _layer(run: Run, info: LayerInfo) -> dict[str, Any]:
     }
     for quantity in ("gamma", "beta", "batch_mean", "batch_var"):
         there = run.stats(info.name, quantity)
-        there = there[np.isfinite(there[:, 3])]
+        # A row of NaN alone is a step at which the quantity did not exist; a count says that it was not finite.
+        there = there[~np.isnan(there[:, NONFINITE])]
         if len(there):
             ends = {"first": there[0], "last": there[-1]}
-            said[quantity] = {end: {p: row[at] for p, at in PERCENTILES.items()} for end, row in ends.items()}
+            said[quantity] = {end: _percentiles(row) for end, row in ends.items()}
         else:
             said[quantity] = None
     return said
+
+
+def _percentiles(row: NDArray[np.float32]) -> dict[str, float]:
+    """Return the percentiles of a step; NaN where a channel was not finite, since those of the others mislead."""
+    return {name: math.nan if row[NONFINITE] > 0 else float(row[at]) for name, at in PERCENTILES.items()}
 
 
 def spoken(value: Any) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..record.schema import COLUMNS, PROBED, QUANTITIES
+from .facts import NONFINITE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 BANDS = ("p05", "p25", "p50", "p75", "p95")
 BAND_COLUMNS = [COLUMNS.index(name) for name in BANDS]
-NONFINITE = COLUMNS.index("nonfinite")
 
 TRACE_VALUES = 210_000  # float32 values, all channels and quantities together: 1.1 MB in base64
 BAND_VALUES = 60_000

@@ -49,7 +49,13 @@ def show(run: Run, console: Console | None = None) -> None:
         console.print(_arms(said["arms"]))
     if said["layers"]:
         console.print(_layers(said["layers"]))
-        console.print(text("median over the channels, first recorded step → last; in brackets the middle 90 %", MUTED))
+        console.print(
+            text(
+                "median over the channels, first recorded step → last; in brackets the middle 90 %; NaN where any "
+                "channel was not finite",
+                MUTED,
+            )
+        )
 
 
 def _arms(arms: dict[str, Any]) -> Table:
@@ -77,11 +83,18 @@ def _layers(layers: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _story(ends: dict[str, dict[str, float]] | None) -> str:
+def _story(ends: dict[str, dict[str, float | None]] | None) -> str:
     if ends is None:
         return "–"
     first, last = ends["first"], ends["last"]
-    return f"{first['p50']:.3g} → {last['p50']:.3g} [{last['p05']:.3g}, {last['p95']:.3g}]".replace("-", "−")
+    told = f"{_median(first)} → {_median(last)}"
+    if last["p50"] is not None:
+        told += f" [{last['p05']:.3g}, {last['p95']:.3g}]"
+    return told.replace("-", "−")
+
+
+def _median(step: dict[str, float | None]) -> str:
+    return "NaN" if step["p50"] is None else f"{step['p50']:.3g}"
 
 
 def _number(value: float | None, form: str) -> str:
