@@ -164,7 +164,15 @@ class Runner {
   template <class F>
   void each_strip(const F& f) const {
     if (!cut_.planes) {
-      each_piece([&](int64_t tile, int64_t piece) { each_strip_of(tile, piece, f); });
+      share(cut_.tiles * cut_.blocks, cut_.piece_values / cut_.piece_blocks, [&](int64_t begin, int64_t end) {
+        alignas(line_bytes) A scratch[Channels::kinds * max_width];
+        for (int64_t i = begin; i < end;) {
+          const int64_t tile = i / cut_.blocks, first = i % cut_.blocks, last = std::min(first + end - i, cut_.blocks);
+          const Constants<A> constants = constants_of(cut_.block(tile, 0), scratch);
+          for (int64_t b = first; b < last; ++b) f(strip_of(cut_.block(tile, b), constants));
+          i += last - first;
+        }
+      });
       return;
     }
     const int64_t space = p_.shape.space, channels = p_.shape.channels;
@@ -263,18 +271,23 @@ class Runner {
       positions[0] = static_cast<A>(channels[0]);
       return;
     }
-    runs(region, [&](int64_t c, int64_t begin, int64_t end) {
-      const A v = static_cast<A>(channels[c]);
-      for (int64_t i = begin; i < end; ++i) positions[i] = v;
-    });
+    if (cut_.space == 1)
+      for (int64_t k = 0; k < region.repeats; ++k)
+        std::transform(channels, channels + region.channels, positions + k * region.channels,
+                       [](V v) { return static_cast<A>(v); });
+    else
+      runs(region, [&](int64_t c, int64_t begin, int64_t end) {
+        std::fill(positions + begin, positions + end, static_cast<A>(channels[c]));
+      });
     std::fill(positions + region.width, positions + std::min(max_width, region.width + line_bytes), A{0});
   }
 
   // Where a position is a channel, and in planes, the channels' own; else spread into `scratch`, max_width for each kind.
   Constants<A> constants_of(const Region& region, A* scratch) const {
     const bool own = cut_.planes || (cut_.space == 1 && region.repeats == 1);
-    const A* of[Channels::kinds];
-    for (int kind = 0; kind < Channels::kinds; ++kind) {
+    const int needed = p_.dy.data ? Channels::kinds : Channels::mean_dz;  // the last two are backward's
+    const A* of[Channels::kinds] = {};
+    for (int kind = 0; kind < needed; ++kind) {
       const A* channels = constants_.of(static_cast<typename Channels::Kind>(kind)) + region.channel;
       if (!own) spread(region, channels, scratch + kind * max_width);
       of[kind] = own ? channels : scratch + kind * max_width;
@@ -327,6 +340,12 @@ class Runner {
     s.slope = static_cast<A>(p_.slope);
     s.through_mean = p_.through_mean;
     s.stream = stream_;
+    return s;
+  }
+
+  Strip<A> strip_of(const Region& region, const Constants<A>& constants) const {
+    Strip<A> s = strip(region);
+    s.constants = constants;
     return s;
   }
 
@@ -417,11 +436,7 @@ class Runner {
     alignas(line_bytes) A scratch[Channels::kinds * max_width];
     const Constants<A> constants = constants_of(cut_.block(tile, 0), scratch);
     const int64_t first = piece * cut_.piece_blocks, last = std::min(first + cut_.piece_blocks, cut_.blocks);
-    for (int64_t b = last - 1; b >= first; --b) {
-      Strip<A> s = strip(cut_.block(tile, b));
-      s.constants = constants;
-      f(s);
-    }
+    for (int64_t b = last - 1; b >= first; --b) f(strip_of(cut_.block(tile, b), constants));
   }
 
   template <class F>

@@ -10,6 +10,7 @@ namespace {
 constexpr int64_t plane_block = 4096;      // values: 16 KiB of float32, half a first-level cache
 constexpr int64_t position_block = 65536;  // values, but enough rows that merging costs little beside reading them:
 constexpr int64_t fewest_rows = 128, most_rows = 1024;  // and not so many that a float32 sum of them would suffer
+constexpr int64_t map_block = 16384;       // values, where there are no sums: a share for every thread even of small tensors
 constexpr int64_t plane_piece = 65536, position_piece = 131072;  // values
 constexpr int64_t shortest_plane = 512;    // values; shorter ones are handled as positions where there are sums,
 constexpr int64_t shortest_map = 32;       // and where there are none
@@ -41,7 +42,7 @@ Cut::Cut(const Shape& shape, int64_t value_bytes, bool sums) : channels_(shape.c
   const bool short_planes = shape.space < (sums ? shortest_plane : shortest_map) && shape.adjacent && !shape.masked;
   planes = !rows && !short_planes;
   if (planes) cut_planes(shape);
-  else cut_positions(shape);
+  else cut_positions(shape, sums);
 
   const int64_t groups = ceil_divide(rows_, block_rows_);
   blocks = groups * chunks_ + (rest_ > 0);
@@ -63,7 +64,7 @@ void Cut::cut_planes(const Shape& shape) {
   block_rows_ = chunks_ > 1 ? 1 : plane_block / chunk_;
 }
 
-void Cut::cut_positions(const Shape& shape) {
+void Cut::cut_positions(const Shape& shape, bool sums) {
   const bool rows = shape.channels_last || shape.space == 1;
   const int64_t samples = rows ? shape.batch * shape.space : shape.batch;
   space = rows ? 1 : shape.space;
@@ -81,7 +82,8 @@ void Cut::cut_positions(const Shape& shape) {
   tiles = ceil_divide(shape.channels, tile_channels);
   chunk_ = row_samples_ * tile_channels * space;
   chunks_ = 1;
-  block_rows_ = std::clamp(position_block / chunk_, fewest_rows, most_rows);
+  block_rows_ = sums ? std::clamp(position_block / chunk_, fewest_rows, most_rows)
+                     : std::max<int64_t>(1, map_block / chunk_);
 }
 
 Region Cut::block(int64_t tile, int64_t index) const {

@@ -75,7 +75,7 @@ struct Accumulator {
 
 // Which of a line's values count by the mask; asked only where there is one.
 template <class A>
-[[gnu::noinline]] Mask<A> present(const MaskRows& mask, int64_t r, int64_t i, int64_t count) {
+[[gnu::noinline]] Mask<A> present(MaskRows mask, int64_t r, int64_t i, int64_t count) {
   const bool* flag = mask.data + r * mask.row_stride + i * mask.step;
   A absent[Pack<A>::lanes];
   for (int64_t j = 0; j < Pack<A>::lanes; ++j) absent[j] = j < count && flag[j * mask.step] ? 0 : 1;
@@ -92,9 +92,12 @@ INLINE Pack<A> masked(const Strip<A>& strip, int64_t r, int64_t i, Amount amount
   return select(present<A>(strip.mask, r, i, count_of(amount, Pack<A>::lanes)), value, splat<A>(0));
 }
 
+// Each loop works on a copy of the strip it is given: no store can change that, and so its members stay in registers.
+
 template <class F, bool shared>
-void sum(const Strip<typename F::Compute>& strip, typename F::Compute* out) {
+void sum(const Strip<typename F::Compute>& given, typename F::Compute* out) {
   using A = typename F::Compute;
+  const Strip<A> strip = given;
   Accumulator<A, shared> sums(out, strip.width);
   rows_of_lines<A, shared>(strip, [&](int64_t r, int64_t end, int64_t i, auto amount) __attribute__((always_inline)) {
     Pack<A> sum = splat<A>(0);
@@ -106,9 +109,10 @@ void sum(const Strip<typename F::Compute>& strip, typename F::Compute* out) {
 
 // sum of d and of d * d, where d = x - shift.
 template <class F, bool shared>
-void moments(const Strip<typename F::Compute>& strip, const typename F::Compute* shifts, typename F::Compute* out,
+void moments(const Strip<typename F::Compute>& given, const typename F::Compute* shifts, typename F::Compute* out,
              typename F::Compute* out_squares) {
   using A = typename F::Compute;
+  const Strip<A> strip = given;
   const Constant<A, shared> shift(shifts);
   Accumulator<A, shared> sums(out, strip.width), squares(out_squares, strip.width);
   rows_of_lines<A, shared>(strip, [&](int64_t r, int64_t end, int64_t i, auto amount) __attribute__((always_inline)) {
@@ -164,8 +168,9 @@ INLINE int64_t rows_together(const Rows& out, bool streaming) {
 }
 
 template <class F, bool shared, Kind kind>
-void normalize(const Strip<typename F::Compute>& strip) {
+void normalize(const Strip<typename F::Compute>& given) {
   using A = typename F::Compute;
+  const Strip<A> strip = given;
   const int64_t group = rows_together<F, shared>(strip.y, strip.stream);
   for (int64_t first = 0; first < strip.rows; first += group) {
     const int64_t end = shared || strip.rows - first >= group ? first + group : strip.rows;
@@ -201,8 +206,9 @@ INLINE Pack<A> gradient(const Strip<A>& strip, const AffineLine<A>& line, Pack<A
 
 // sum of dz and of dz * (x - mean).
 template <class F, bool shared, Kind kind>
-void reduce(const Strip<typename F::Compute>& strip, typename F::Compute* out, typename F::Compute* out_centred) {
+void reduce(const Strip<typename F::Compute>& given, typename F::Compute* out, typename F::Compute* out_centred) {
   using A = typename F::Compute;
+  const Strip<A> strip = given;
   const Affine<A, shared> affine(strip.constants, 0);
   Accumulator<A, shared> sums(out, strip.width), products(out_centred, strip.width);
   rows_of_lines<A, shared>(strip, [&](int64_t r, int64_t end, int64_t i, auto amount) __attribute__((always_inline)) {
@@ -222,8 +228,9 @@ void reduce(const Strip<typename F::Compute>& strip, typename F::Compute* out, t
 }
 
 template <class F, bool shared, Kind kind>
-void apply(const Strip<typename F::Compute>& strip) {
+void apply(const Strip<typename F::Compute>& given) {
   using A = typename F::Compute;
+  const Strip<A> strip = given;
   const Constants<A>& constants = strip.constants;
   const Rows& out = strip.dx.data ? strip.dx : strip.dresidual;
   const int64_t group = rows_together<F, shared>(out, strip.stream);

@@ -115,6 +115,11 @@ INLINE WordPack load_half_words(const uint16_t* p) {
 }
 template <int bytes, class Write>
 INLINE void store_high_halves(uint16_t* p, WordPack words, Write write) {
+  if constexpr (bytes == 64) {
+    static constexpr uint16_t high[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+    write(p, _mm512_castsi512_si256(_mm512_permutexvar_epi16(read<__m512i>(high), (__m512i)words.part[0])));
+    return;
+  }
   // As signed numbers, because the packing instruction for those is the older.
   for (auto& part : words.part) part = (Words)((Mask<float>::Vector)part >> 16);
   if constexpr (bytes == 16)
@@ -124,7 +129,6 @@ INLINE void store_high_halves(uint16_t* p, WordPack words, Write write) {
     const __m256i mixed = _mm256_packs_epi32((__m256i)words.part[0], (__m256i)words.part[1]);
     write(p, _mm256_permute4x64_epi64(mixed, 0b11011000));
   }
-  if constexpr (bytes == 64) write(p, _mm512_cvtepi32_epi16((__m512i)words.part[0]));
 }
 
 // How values lie in memory and what they are computed in.
@@ -157,8 +161,8 @@ struct BFloat16 {
   INLINE static void store(uint16_t* p, Pack<float> value, Write write) {
     WordPack words;
     for (int i = 0; i < value.parts; ++i) {
-      const Words bits = (Words)value.part[i], nan = (Words)(value.part[i] != value.part[i]);
-      words.part[i] = (bits + 0x7fffu + ((bits >> 16) & 1u)) | nan;
+      const Words bits = (Words)value.part[i], rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+      words.part[i] = value.part[i] != value.part[i] ? ~Words{} : rounded;
     }
     store_high_halves<VECTOR_BYTES>(p, words, write);
   }
