@@ -9,11 +9,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import batchnorm as bn
+from batchnorm.cli import app
 from batchnorm.lab import ARMS, Experiment, LabError, Settings, Training, build, load
 from batchnorm.lab.evaluation import weights_sha256
 from batchnorm.lab.training import CHECKPOINT
+from batchnorm.reporting.page import arms_rows
+from batchnorm.reporting.words import summarize
 
 EPOCHS, STEPS = 3, 12  # 26 samples to train on in batches of 8, 8, 8, 2
 LAYERS = ("bn1", "bn2", "bn3")
@@ -305,11 +309,18 @@ def test_a_folder_in_use_is_left_alone(settings, tmp_path):
 
 
 def test_divergence_is_written_as_json(source, tmp_path):
-    run = Experiment.begin(
-        Settings(data=source, epochs=2, batch_size=8, lr=1e38, arms=("none",)), tmp_path / "run"
-    ).run()
-    text = (run.path / "results.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail)["arms"]["none"]["train_loss"] is None
+    settings = Settings(data=source, epochs=2, batch_size=8, lr=1e38, arms=("none", "per-batch"))
+    run = Experiment.begin(settings, tmp_path / "run").run()
+    found = json.loads((run.path / "results.json").read_text(), parse_constant=pytest.fail)["arms"]
+    assert found == run.results["arms"]
+    assert found["none"]["train_loss"] is found["none"]["curve"]["loss"][1] is None
+    assert found["per-batch"]["pair_spread"] == {"gamma_std": None, "beta_std": None}
+    assert Experiment.resume(run.path).run().status == "finished"
+    assert "its loss is no longer a finite number" in "\n".join(summarize(run))
+    invoked = CliRunner().invoke(app, ["show", str(run.path), "--json"])
+    assert set(json.loads(invoked.stdout, parse_constant=pytest.fail)["arms"]) == {"none", "per-batch"}
+    assert CliRunner().invoke(app, ["show", str(run.path)]).exit_code == 0
+    assert all(row["test_accuracy"] is not None for row in arms_rows(run)["pairs"])
 
 
 def test_threads_are_as_before(settings, tmp_path):

@@ -22,6 +22,12 @@ class Recorded:
         self._vectors = {"gamma": np.array(gamma, np.float32), "beta": np.array(beta, np.float32)}
         self._probes = {"batch_mean": np.array([means], np.float32), "batch_var": np.array([variances], np.float32)}
         self._count = count
+        self.steps = np.arange(len(self._vectors["gamma"]))
+
+    def stats(self, layer: str, quantity: str) -> np.ndarray:
+        found = np.zeros((len(self.steps), 9), np.float32)
+        found[:, -1] = (~np.isfinite(self._vectors[quantity])).sum(1)
+        return found
 
     def vectors(self, layer: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
         values = self._vectors[quantity]
@@ -41,29 +47,50 @@ def experiment(arms: dict[str, dict[str, Any]], samples: int = 1000) -> SimpleNa
 
 
 def test_how_far_gamma_and_beta_moved():
-    # The last row is torn by NaN: the one before it counts. |gamma - 1| is 0.5 and 0.1, |beta| 0 and 0.2.
-    run = Recorded(gamma=[[1, 1], [1.5, 0.9], [np.nan, 1]], beta=[[0, 0], [0, -0.2]])
+    # |gamma - 1| is 0.5 and 0.1, |beta| 0 and 0.2.
+    run = Recorded(gamma=[[1, 1], [1.5, 0.9]], beta=[[0, 0], [0, -0.2]])
     (line,) = summarize(run)
     assert line == (
-        "Learned: over 2 channels gamma moved from 1 by 0.30 on average and by at most 0.50, beta from 0 by 0.10 and "
-        "at most 0.20."
+        "Learned up to step 1: over 2 channels gamma moved from 1 by 0.30 on average and by at most 0.50, "
+        "beta from 0 by 0.10 and at most 0.20."
     )
 
 
 def test_what_did_not_move_is_not_said_to_have_learned():
-    assert summarize(Recorded([[1, 1]], [[0, 0]])) == ["Gamma and beta stayed where they began, at 1 and 0."]
+    (line,) = summarize(Recorded([[1, 1]] * 2, [[0, 0]] * 2))
+    assert line == (
+        "Gamma and beta were 1 and 0 up to step 1, the last that is known; what that step made of them is not recorded."
+    )
+    assert summarize(Recorded([[1, 1]], [[0, 0]])) == []  # of a single step, what was there before it
+
+
+def test_small_and_huge_moves_have_their_digits():
+    # 2^-13 = 0.000122 and 2^60 = 1.15e18 are exact in float32.
+    (line,) = summarize(Recorded(gamma=[[1], [1 + 2**-13]], beta=[[0], [2.0**60]]))
+    assert (
+        "over 1 channel gamma moved from 1 by 0.00012 on average and by at most 0.00012, beta from 0 by 1e+18" in line
+    )
+    (line,) = summarize(Recorded(gamma=[[1], [1.05]], beta=[[0], [0]]))
+    assert "moved from 1 by 0.050 on average and by at most 0.050, beta from 0 by 0 and" in line
+
+
+def test_the_last_finite_values_are_not_passed_off_as_the_outcome():
+    run = Recorded(gamma=[[1, 1], [1.5, 0.9], [np.nan, 1]], beta=[[0, 0], [0, -0.2], [0, np.inf]])
+    assert summarize(run) == ["Not finite at the end (step 2): gamma and beta of bn."]
+    run = Recorded(gamma=[[1, 1], [np.nan, 1], [1.5, 0.5]], beta=[[0, 0], [0, 0], [0, 0]])  # a passing NaN
+    assert summarize(run)[0].startswith("Learned up to step 2: over 2 channels gamma moved from 1 by 0.50")
 
 
 def test_how_unlike_the_batches_are():
     # Means of channel 0: 0, 1, 2, of channel 1: 0, 0, 0; deviations 1 and 0 of channels of variance 4 and 4: 0.5 and 0,
     # median 0.25. Variances 2, 4, 6 and 4, 4, 4: deviations 2 / 4 and 0, median 25 %.
     run = Recorded([[1, 1]], [[0, 0]], means=[[0, 0], [1, 0], [2, 0]], variances=[[2, 4], [4, 4], [6, 4]], count=16)
-    line = summarize(run)[1]
+    line = summarize(run)[0]
     assert (
         "in 3 batches at the same weights (step 7) the means of a channel differ by 0.25 (bn) of its standard" in line
     )
     assert "the variances by 25 % (bn)" in line
-    assert len(summarize(run)) == 2
+    assert len(summarize(run)) == 1
 
 
 @pytest.mark.parametrize(("scale", "said"), [(1.0, True), (0.1, False), (10.0, False)])
@@ -76,7 +103,7 @@ def test_chance_is_named_only_where_it_fits(scale, said):
 
 def test_dead_channels_have_no_part_in_it():
     means, variances = [[0, 5], [1, 5]], [[1, 0], [1, 0]]
-    line = summarize(Recorded([[1, 1]], [[0, 0]], means=means, variances=variances))[1]
+    line = summarize(Recorded([[1, 1]], [[0, 0]], means=means, variances=variances))[0]
     assert "differ by 0.71 (bn)" in line  # the deviation of 0 and 1
 
 
@@ -125,9 +152,19 @@ def test_pairs(accuracy, verdict):
         "each of 3 batches keeps its samples and owns a gamma and beta a channel, which moved 10 times in 30 steps"
         in text
     )
-    assert "The pairs differ by 0.012 in gamma and 0.500 in beta" in text
+    assert "The pairs differ by 0.012 in gamma and 0.50 in beta" in text
     assert f"the average pair gets {100 * accuracy:.1f} % right, single pairs 90.0 % to 99.0 %, median 95.0 %." in text
     assert lines[-1].startswith(verdict)
+
+
+def test_one_pair_one_step_and_a_spread_that_is_no_number():
+    single = {"min": 0.5, "median": 0.5, "max": 0.5, "all": [0.5], "samples": 10}
+    spread = {"gamma_std": None, "beta_std": 0.5}
+    found = {"test_accuracy": 0.5, "steps": 1, "single_pair_accuracy": single, "pair_spread": spread}
+    text = "\n".join(summarize(experiment({"learned": {"test_accuracy": 0.5}, "per-batch": found})))
+    assert "each of 1 batch keeps its samples" in text
+    assert "moved 1 time in 1 step. How much the pairs differ is no longer a finite number." in text
+    assert "for 1 time as many" in text
 
 
 def test_what_is_missing_is_said():

@@ -89,7 +89,7 @@ def test_meta_and_creation_survive(tmp_path):
     assert np.isclose(json.loads((tmp_path / "run.json").read_bytes())["layers"][0]["eps"], 1e-5)
 
 
-# Holds what it is given, in a process of its own, without torch; its forked child, like a DataLoader's worker, outlives it.
+# Holds a folder, in a process of its own, without torch; a forked child, like a DataLoader's worker, outlives it.
 HOLD = """
 import os, sys, time
 from pathlib import Path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import statistics
 from collections.abc import Iterable
 from typing import Any
@@ -66,8 +65,3 @@ def weights_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def finite_or_none(value: float) -> float | None:
-    """The value, or None where JSON has no number for it: the loss of a training that diverged."""
-    return value if math.isfinite(value) else None

@@ -17,6 +17,7 @@ from .. import __version__
 from ..record import Run, open_run
 from ..record.lock import Lock
 from ..record.schema import FORMAT, RUN, write_atomically
+from ..reporting.facts import plain
 from .batches import Batches
 from .data import Data, load
 from .errors import LabError
@@ -138,7 +139,7 @@ class Experiment:
             for arm in self.settings.arms:
                 if arm not in self._results:
                     training = Training(arm, self.data, self.settings, self.path / arm, checkpoint_seconds)
-                    self._results[arm] = training.run(on_step)
+                    self._results[arm] = plain(training.run(on_step))  # JSON has no NaN
                     self._write(RESULTS, {"arms": self._results})
             status = "finished"
         except KeyboardInterrupt:

@@ -22,7 +22,7 @@ from .arms import PairPerBatch, fix_affine
 from .batches import Batches
 from .data import Data
 from .errors import LabError
-from .evaluation import evaluate, evaluate_single_pairs, finite_or_none, weights_sha256
+from .evaluation import evaluate, evaluate_single_pairs, weights_sha256
 from .models import build
 from .settings import SGD_MOMENTUM, Settings
 
@@ -146,13 +146,13 @@ class Training:
         if epoch:
             self.curve["step"].append(self.step)
             self.curve["test_accuracy"].append(accuracy)
-            self.curve["loss"].append(finite_or_none(statistics.fmean(self.epoch_losses)))
+            self.curve["loss"].append(statistics.fmean(self.epoch_losses))
         is_power_of_two = epoch & (epoch - 1) == 0  # 0 too
         if self.arm != "none" and (is_power_of_two or epoch == self.settings.epochs):
             recorder.probe([self.data.x_train[samples] for samples in self.batches.first[:PROBE_BATCHES]])
 
     def _results(self) -> dict[str, Any]:
-        """The figures of a finished training, for results.json."""
+        """The figures of a finished training: NaN and infinity where it diverged."""
         data, results = self.data, {}
         if self.pairs:
             pair_accuracy = evaluate_single_pairs(self.model, self.pairs, data.x_test, data.y_test)
@@ -162,8 +162,8 @@ class Training:
         return {
             "test_accuracy": test_accuracy,
             "train_accuracy": train_accuracy,
-            "test_loss": finite_or_none(test_loss),
-            "train_loss": finite_or_none(train_loss),
+            "test_loss": test_loss,
+            "train_loss": train_loss,
             "weights_sha256": weights_sha256(self._tensors().items()),
             "steps": self.step,
             "seconds": round(self.seconds, 3),

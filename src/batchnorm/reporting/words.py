@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ..record.schema import COLUMNS
+from .facts import plural
 
 if TYPE_CHECKING:
     from ..record.run import Run
@@ -37,7 +41,7 @@ def summarize(run: Run) -> list[str]:
 
 def _accuracy(results: dict[str, Any], samples: int) -> list[str]:
     """Each arm's accuracy, and what may be concluded from it."""
-    scores = {arm: float(found["test_accuracy"]) for arm, found in results.items() if "test_accuracy" in found}
+    scores = {arm: found["test_accuracy"] for arm, found in results.items() if found.get("test_accuracy") is not None}
     if not scores:
         return []
     average = {"per-batch": " (average pair)"}
@@ -68,7 +72,7 @@ def _speed(results: dict[str, Any]) -> list[str]:
     for arm, found in results.items():
         curve = found.get("curve") or {}
         points = zip(curve.get("step", []), curve.get("test_accuracy", []), strict=False)
-        reached[arm] = next((step for step, accuracy in points if accuracy >= MILESTONE), None)
+        reached[arm] = next((step for step, accuracy in points if accuracy is not None and accuracy >= MILESTONE), None)
     if len(reached) < 2 or not any(reached.values()):
         return []
     listed = ", ".join(f"{arm} {'never' if step is None else f'by step {step:,}'}" for arm, step in reached.items())
@@ -76,28 +80,46 @@ def _speed(results: dict[str, Any]) -> list[str]:
 
 
 def _moved(run: Run) -> list[str]:
-    """How far gamma and beta are from where they began, and where they moved most."""
-    distances, most, layers = {"gamma": [], "beta": []}, (0.0, ""), 0
+    """How far gamma and beta, as the last steps used them, are from 1 and 0, and where they moved most."""
+    broken = _not_finite(run)
+    distances, most = {"gamma": [], "beta": []}, (0.0, "")
+    layers = step = kept = 0
     for layer in run.layers:
+        steps = run.vectors(layer.name, "gamma")[0]
         last = {q: _last_finite(run.vectors(layer.name, q)[1]) for q in ("gamma", "beta")}
-        if last["gamma"] is None or last["beta"] is None:
+        if last["gamma"] is None or last["beta"] is None or layer.name in broken:
             continue
-        layers += 1
-        moved = {"gamma": last["gamma"] - 1, "beta": last["beta"]}
+        layers, step, kept = layers + 1, int(steps[-1]), len(steps)
+        moved = {"gamma": last["gamma"].astype(np.float64) - 1, "beta": last["beta"].astype(np.float64)}
         for quantity, values in moved.items():
             distances[quantity].append(np.abs(values))
         size = float(np.abs(moved["gamma"]).mean() + np.abs(moved["beta"]).mean())
         most = max(most, (size, layer.name))
-    if not layers:
-        return []
+    said = []
+    if broken:
+        names = ", ".join(f"{' and '.join(quantities)} of {name}" for name, quantities in broken.items())
+        said = [f"Not finite at the end (step {int(run.steps[-1]):,}): {names}."]
+    if not layers or (most[0] == 0 and kept < 2):  # the one step that is known used what was there before it
+        return said
+    others = " of the other layers" if broken else ""
     if most[0] == 0:
-        return ["Gamma and beta stayed where they began, at 1 and 0."]
+        still = f"Gamma and beta{others} were 1 and 0 up to step {step:,}, the last that is known"
+        return [*said, f"{still}; what that step made of them is not recorded."]
     gamma, beta = (np.concatenate(distances[quantity]) for quantity in ("gamma", "beta"))
-    said = (
-        f"Learned: over {len(gamma):,} channels gamma moved from 1 by {gamma.mean():.2f} on average and by at most "
-        f"{gamma.max():.2f}, beta from 0 by {beta.mean():.2f} and at most {beta.max():.2f}"
+    learned = (
+        f"Learned up to step {step:,}: over {plural(len(gamma), 'channel')}{others} gamma moved from 1 by "
+        f"{_short(gamma.mean())} on average and by at most {_short(gamma.max())}, beta from 0 by {_short(beta.mean())} "
+        f"and at most {_short(beta.max())}"
     )
-    return [said + (f"; most in {most[1]}." if layers > 1 else ".")]
+    return [*said, learned + (f"; most in {most[1]}." if layers > 1 else ".")]
+
+
+def _not_finite(run: Run) -> dict[str, list[str]]:
+    """The layers whose gamma or beta held NaN or infinity at the last recorded step, and which of the two."""
+    at = COLUMNS.index("nonfinite")
+    ends = {layer.name: {q: run.stats(layer.name, q)[-1:, at] for q in ("gamma", "beta")} for layer in run.layers}
+    found = {name: [q for q, count in end.items() if (count > 0).any()] for name, end in ends.items()}
+    return {name: quantities for name, quantities in found.items() if quantities}
 
 
 def _measured(run: Run) -> list[str]:
@@ -123,12 +145,11 @@ def _measured(run: Run) -> list[str]:
         step, batches = int(steps[-1]), max(batches, len(mean))
     if not shifts:
         return []
-    percents = {name: 100 * spread for name, spread in spreads.items()}
     said = (
         f"Measured: in {batches} batches at the same weights (step {step:,}) the means of a channel differ by "
-        f"{_by_layer(shifts, '{:.2f}')} of its standard deviation and the variances by "
-        f"{_by_layer(percents, '{:.0f} %')} (standard deviation over batches, median channel). Gamma and beta are the "
-        "same for all of them: they move only when the optimizer steps."
+        f"{_by_layer(shifts, _short)} of its standard deviation and the variances by "
+        f"{_by_layer(spreads, _whole_percent)} (standard deviation over batches, median channel). Gamma and beta "
+        "are the same for all of them: they move only when the optimizer steps."
     )
     return [said, *_explained(run, next(iter(shifts.items())))]
 
@@ -144,7 +165,8 @@ def _explained(run: Run, first: tuple[str, float]) -> list[str]:
     if not 2 / 3 < shift / chance < 3 / 2:
         return []
     return [
-        f"In {name} that is what drawing {count} samples at random does to a mean: 1 / sqrt({count}) = {chance:.2f}."
+        f"In {name} that is what drawing {count} samples at random does to a mean: "
+        f"1 / sqrt({count}) = {_short(chance)}."
     ]
 
 
@@ -155,10 +177,15 @@ def _pairs(results: dict[str, Any], samples: int) -> list[str]:
     if not single or not spread:
         return []
     pairs, steps = len(single["all"]), int(found["steps"])
+    unlike = "How much the pairs differ is no longer a finite number."
+    if None not in spread.values():
+        unlike = (
+            f"The pairs differ by {_short(spread['gamma_std'])} in gamma and {_short(spread['beta_std'])} in beta "
+            "(standard deviation over pairs, mean of the channels)."
+        )
     owned = (
-        f"Per-batch: each of {pairs:,} batches keeps its samples and owns a gamma and beta a channel, which moved "
-        f"{steps // pairs:,} times in {steps:,} steps. The pairs differ by {spread['gamma_std']:.3f} in gamma and "
-        f"{spread['beta_std']:.3f} in beta (standard deviation over pairs, mean of the channels)."
+        f"Per-batch: each of {pairs:,} {'batch' if pairs == 1 else 'batches'} keeps its samples and owns a gamma and "
+        f"beta a channel, which moved {plural(steps // pairs, 'time')} in {plural(steps, 'step')}. {unlike}"
     )
     tested = (
         f"A new sample belongs to none of those batches: the average pair gets {_percent(found['test_accuracy'])} "
@@ -176,7 +203,7 @@ def _worth_it(results: dict[str, Any], samples: int, pairs: int) -> list[str]:
     verdict = "gained nothing that this test can tell"
     if abs(own - shared) >= _margin([own, shared], samples):
         verdict = f"ended {100 * abs(own - shared):.1f} points {'above' if own > shared else 'below'} one shared pair"
-    return [f"Owning a pair {verdict}, for {pairs:,} times as many gammas and betas."]
+    return [f"Owning a pair {verdict}, for {plural(pairs, 'time')} as many gammas and betas."]
 
 
 def _unfinished(run: Run, results: dict[str, Any]) -> list[str]:
@@ -191,11 +218,24 @@ def _last_finite(vectors: np.ndarray) -> np.ndarray | None:
     return vectors[whole[-1]] if len(whole) else None
 
 
-def _by_layer(values: dict[str, float], pattern: str) -> str:
+def _by_layer(values: dict[str, float], form: Callable[[float], str]) -> str:
     """Each layer's figure where there are few, else the range of them."""
     if len(values) <= FEW_LAYERS:
-        return ", ".join(f"{pattern.format(value)} ({name})" for name, value in values.items())
-    return f"{pattern.format(min(values.values()))} to {pattern.format(max(values.values()))}"
+        return ", ".join(f"{form(value)} ({name})" for name, value in values.items())
+    return f"{form(min(values.values()))} to {form(max(values.values()))}"
+
+
+def _short(value: float) -> str:
+    """A size of at least 0, in digits that tell it from its like: 0, 1.3e-05, 0.012, 0.30, 12.34, 1e+18."""
+    if value == 0:
+        return "0"
+    if value >= 1e5:
+        return f"{value:.0e}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:#.2g}"
+
+
+def _whole_percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _percent(share: float) -> str:
