@@ -133,9 +133,15 @@ def test_without_the_report_extra_it_says_so_and_goes_on(source, tmp_path, monke
     assert _write_page(run) is None
     line = capsys.readouterr().err
     assert line.count("\n") == 1
+    assert line.count("pip install") == 1
     assert f"pip install 'batchnorm[report]', then batchnorm report {run.path}" in line
     assert train({}, resume=run.path, as_json=True) == 0
-    assert json.loads(capsys.readouterr().out)["report"] is None
+    out, err = capsys.readouterr()
+    assert json.loads(out)["report"] is None
+    assert err.startswith(f"{run.path}: finished already\n")
+    (run.path / "report.html").write_text("the page")
+    assert train({}, resume=run.path) == 0  # writes nothing
+    assert (run.path / "report.html").read_text() == "the page"
 
 
 @pytest.mark.parametrize(

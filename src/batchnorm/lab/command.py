@@ -16,6 +16,7 @@ from .progress import Progress
 from .settings import Settings
 from .sources import canonical
 
+PAGE = "report.html"
 INTERRUPTED = 130  # what a shell reports of a command ended by Ctrl-C
 
 
@@ -38,11 +39,14 @@ def train(given: dict[str, Any], out: Path | None = None, resume: Path | None = 
         experiment = Experiment.resume(resume, given)
     else:
         experiment = Experiment.begin(Settings(**given), out)
-    _say(_plan(experiment))
+    _say(f"{experiment.path}: finished already" if experiment.is_finished else _plan(experiment))
+    was_finished = experiment.is_finished
     try:
         with Progress(experiment.settings.arms) as progress:
             run = experiment.run(progress)
-        page = _write_page(run)
+        page = run.path / PAGE
+        if not (was_finished and page.is_file()):
+            page = _write_page(run)
     except KeyboardInterrupt:
         path = shlex.quote(str(experiment.path))
         _say(f"interrupted: what was recorded is in {path}; to go on: batchnorm train --resume {path}")
@@ -72,9 +76,9 @@ def _write_page(run: Run) -> Path | None:
         from ..reporting import report
 
         return Path(report(run))
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError:
         path = shlex.quote(str(run.path))
-        _say(f"no page: {error}; pip install 'batchnorm[report]', then batchnorm report {path}")
+        _say(f"no page, for want of what draws it: pip install 'batchnorm[report]', then batchnorm report {path}")
         return None
 
 

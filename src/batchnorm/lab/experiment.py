@@ -96,7 +96,10 @@ class Experiment:
             run = open_run(path)
         except (FileNotFoundError, ValueError) as error:
             raise LabError(f"--resume {path}: {error}") from None
-        settings = Settings.from_meta(run.meta)
+        try:
+            settings = Settings.from_meta(run.meta)
+        except LabError as error:
+            raise LabError(f"--resume {path}: {error}") from None
         for name, value in (given or {}).items():
             asked, there = (_shown(v) for v in (value, getattr(settings, name)))
             if asked != there:
