@@ -39,6 +39,12 @@ def one_line_errors() -> Iterator[None]:
         fail(error)
 
 
+def require_folder(path: Path) -> None:
+    """Raise where there is no such folder: a mistyped path is another mistake than a folder that is no run."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no folder {path}; batchnorm list ROOT names the runs in a folder")
+
+
 def print_json(value: Any) -> None:
     """Print a JSON document; the value holds neither NaN nor infinity, which JSON lacks."""
     print(json.dumps(value, indent=2, allow_nan=False))
@@ -137,6 +143,7 @@ def show(run: RunPath, as_json: AsJson = False) -> None:
     from .reporting.facts import facts
 
     with one_line_errors():
+        require_folder(run)
         opened = open_run(run)
         if as_json:
             print_json(facts(opened))
@@ -158,6 +165,10 @@ def report(
     from .reporting.page import report as write_page
 
     with one_line_errors():
+        require_folder(run)
+        if png is not None and png.suffix.lower() != ".png":
+            cure = f"--png {png.with_suffix('.png')}"
+            raise ValueError(f"--png writes a PNG, so FILE must end in .png, got {png}: {cure}")
         opened = open_run(run)
         written = {"report": str(write_page(opened, out))}
         if png is not None:

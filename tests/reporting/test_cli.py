@@ -51,7 +51,7 @@ def test_list_without_torch(run_path, experiment_path, tmp_path):
     (tmp_path / "not-a-run").mkdir()
     status, stdout, stderr, seconds = run("list", tmp_path)
     assert (status, stderr) == (0, "")
-    lines = {line.split()[0]: line for line in stdout.splitlines()}
+    lines = {os.path.basename(line.split()[0]): line for line in stdout.splitlines()}
     assert {"run", "experiment"} <= set(lines)
     assert "not-a-run" not in lines
     assert "learned 98.0%" in lines["experiment"]
@@ -176,6 +176,41 @@ def test_show_counts_the_steps_that_were_not_finite_and_ends_where_the_run_ended
     assert "bn: beta not finite in 1 recorded step, first at step 7" in stdout
     assert "1 → NaN" in stdout
     assert "1 with NaN or infinite values" in stdout
+
+
+def test_list_prints_paths_that_show_accepts_however_narrow_the_terminal(tmp_path, monkeypatch):
+    name = "a-run-with-quite-a-long-name-" * 3
+    write_run(tmp_path / "runs" / name, meta={})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "40")
+    stdout = CliRunner().invoke(app, ["list"]).stdout
+    path = stdout.splitlines()[1].split()[0]
+    assert path == os.path.join("runs", name)
+    assert CliRunner().invoke(app, ["show", path]).exit_code == 0
+
+
+def test_errors_name_the_target_and_the_cure(run_path, tmp_path, monkeypatch):
+    def said(*arguments):
+        result = CliRunner().invoke(app, [*map(str, arguments)])
+        assert (result.exit_code, result.stdout) == (1, "")
+        (line,) = result.stderr.splitlines()
+        return line
+
+    assert f"there is no folder {tmp_path / 'nope'}" in said("show", tmp_path / "nope")
+    line = said("report", run_path, "--out", tmp_path)
+    assert f"{tmp_path} is a folder" in line
+    assert f"--out {tmp_path / 'report.html'}" in line
+    line = said("report", run_path, "--png", tmp_path / "m.jpg")
+    assert "must end in .png" in line
+    assert str(tmp_path / "m.png") in line
+
+    def refuse(path, data):
+        raise PermissionError(13, "Permission denied", str(path.with_name(f".{path.name}.123")))
+
+    monkeypatch.setattr("batchnorm.reporting.page.write_atomically", refuse)  # root may write everywhere
+    line = said("report", run_path, "--out", tmp_path / "page.html")
+    assert f"no permission to write {tmp_path / 'page.html'}" in line
+    assert "--out" in line
 
 
 def test_without_the_extra_the_cure_is_named(run_path, monkeypatch):

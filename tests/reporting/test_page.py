@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from reporting.conftest import BATCHES, LAYERS, wait_until
 from reporting.reading import LEARNED, MEASURED, TRACKED, check_table, expected, marks, numbers, place, reach, settle
+from reporting.synthetic import layer, story, write_run
 
 import batchnorm as bn
 from batchnorm.record import open_run
@@ -129,6 +130,43 @@ def test_another_batch_changes_what_is_measured_and_nothing_else(page, run):
     check_table(page, run)
 
 
+def test_the_page_opens_on_a_probed_step_and_the_strips_and_the_button_say_which(page, run):
+    name, *_ = place(page)
+    probed = run.probes(name, "batch_mean")[0].tolist()
+    for at in (place(page)[2], 0, 29):
+        page.locator("#step").evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input')) }", at)
+        settle(page)
+        nearest = min(probed, key=lambda step: abs(step - int(run.steps[at])))
+        for chart in ("measured", "learned"):
+            words = page.locator(f"#chart-{chart}").text_content()
+            assert f"other batches,weights of step {nearest}" in words.replace("\n", "")
+        assert page.locator("#another").inner_text() == f"Another batch (step {nearest})"
+
+
+def test_the_first_step_shown_was_probed(page, run):
+    assert int(run.steps[place(page)[2]]) in (10, 50)
+
+
+def test_next_step_says_how_far_it_goes_and_the_gradient_whose_it_is(page, run):
+    at = place(page)[2]
+    assert page.locator("#next").inner_text() == "Next shown step, +2"
+    assert f"step {run.steps[at + 1]}" in page.locator("#next").get_attribute("title")
+    page.locator("#next").click()
+    assert page.locator("#change-head").inner_text() == f"change since step {run.steps[at]}"
+    assert "of this step: ∂L/∂γ" in page.locator(".row-learned").inner_text()
+
+
+def test_printing_draws_every_chart(page):
+    every = page.locator(".chart").count()
+    assert page.locator(".chart svg.marks").count() < every, "those below the first screen wait to be seen"
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    wait_until(page, f"document.querySelectorAll('.chart svg.marks').length === {every}")
+    assert page.locator(".chart svg.marks").count() == every
+    for box in (each.bounding_box() for each in page.locator(".chart svg.marks").all()):
+        assert box["height"] > 50
+
+
 def test_the_worked_line_is_the_formula(page, run):
     page.locator("#x").fill("2.5")
     name, channel, at, _ = place(page)
@@ -140,6 +178,10 @@ def test_the_worked_line_is_the_formula(page, run):
     undone = (xhat * said["undo-gamma"]) + said["undo-beta"]  # the pair that would undo this batch gives x back
     assert undone == pytest.approx(2.5, rel=1e-9)
     assert (said["pair-gamma"], said["pair-beta"]) == (told["gamma"], told["beta"])
+    page.locator("#x").fill("-40")  # far below the mean: x̂ is negative, and so is β in these runs
+    line = " ".join(page.locator("#line").inner_text().split())
+    assert "· (−" in line
+    assert "+ (−" in line
 
 
 def test_layer_and_channel_pickers_and_the_address(page, run, open_page, page_path):
@@ -232,3 +274,15 @@ def test_arms_are_compared(open_page, experiment_path, tmp_path):
         owned = open_run(experiment_path / "per-batch").vectors(name, quantity)[1][:, channel]
         assert drawn == owned.tolist()
     assert "97.0 %" in page.locator("#words").inner_text()
+
+
+def test_one_arm_alone_is_compared_with_nothing(open_page, tmp_path):
+    curve = {"step": [1, 3], "test_accuracy": [0.5, 0.9]}
+    results = {"arms": {"learned": {"test_accuracy": 0.9, "train_accuracy": 1.0, "steps": 4, "curve": curve}}}
+    path = write_run(tmp_path / "run", arms=["learned"], results=results, meta={"test_samples": 100})
+    write_run(path / "learned", [layer("bn", 2)], [story(layer("bn", 2), 1)])
+    said = " ".join(open_page(bn.report(path)).locator("main").inner_text().split())
+    assert "The arms compared" not in said
+    for absent in ("fixed:", "none:", "per-batch", "same batches"):
+        assert absent not in said
+    assert "1 step of 1 batch-norm layer," in said

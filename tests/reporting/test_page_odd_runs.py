@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from reporting.conftest import wait_until
@@ -42,6 +44,7 @@ def test_a_run_of_one_step(open_page, tmp_path):
     check_table(page, run)
     assert page.locator("#next").is_disabled()
     assert page.locator("#another").is_disabled()
+    assert "w.probe(batches)" in page.locator("#another").get_attribute("title")
     assert len(reach(page, "measured")) == len(reach(page, "learned")) == 1
 
 
@@ -80,6 +83,20 @@ def test_values_that_are_not_finite_leave_gaps_crosses_and_words(open_page, tmp_
     assert "batch_mean not finite in 2 recorded steps, first at step 4" in page.locator("#alerts").inner_text()
 
 
+@pytest.mark.parametrize("size", [1e20, 1e-20])
+def test_axes_of_extreme_values_count_in_powers_of_ten(open_page, tmp_path, size):
+    info = layer("bn", 2)
+    values = {name: value * np.float32(size) for name, value in story(info, 12).items()}
+    values["batch_var"] *= np.float32(min(size, 1e15))
+    page = open_page(bn.report(write_run(tmp_path / "run", [info], [values])))
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    wait_until(page, "document.querySelectorAll('.chart svg.marks').length === 8")
+    labels = page.evaluate("[...document.querySelectorAll('.role-axis-label text')].map(e => e.textContent)")
+    assert len(labels) > 20
+    assert max(map(len, labels)) <= 8
+    assert any(re.search(r"\de[+-]\d", each) for each in labels)
+
+
 @pytest.mark.parametrize("kind", ["no layers", "no steps", "no vectors"])
 def test_a_run_with_nothing_to_draw_says_so(open_page, tmp_path, kind):
     infos = [] if kind == "no layers" else [layer("bn", 2)]
@@ -90,7 +107,12 @@ def test_a_run_with_nothing_to_draw_says_so(open_page, tmp_path, kind):
         (path / "vectors-0001.bin").write_bytes(b"")
     page = open_page(bn.report(path), charts=False)
     said = page.locator("main .card").first.inner_text()
-    assert ("no batch-norm layer" if kind == "no layers" else "No step of this run holds whole vectors") in said
+    words = {
+        "no layers": ["no batch-norm layer"],
+        "no steps": ["Nothing was recorded", "optimizer never stepped"],
+        "no vectors": ["No step of this run holds whole vectors"],
+    }
+    assert all(each in said for each in words[kind])
     if kind == "no vectors":
         page.locator("#chart-gamma_bands").scroll_into_view_if_needed()
         wait_until(page, "batchnorm.views.has('gamma_bands')")

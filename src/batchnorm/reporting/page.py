@@ -15,7 +15,7 @@ import numpy as np
 
 from ..record.run import Run, open_run
 from ..record.schema import write_atomically
-from .facts import alert_lines, arm_results, damage_lines, health, plain, spoken
+from .facts import alert_lines, arm_results, damage_lines, health, plain, plural, spoken
 from .select import BANDS, Selection, nearest, select
 
 if TYPE_CHECKING:
@@ -37,15 +37,23 @@ def report(run_or_path: Run | str | os.PathLike[str], out: str | os.PathLike[str
     Raises:
         FileNotFoundError: there is no such folder, or it holds no run.
         ValueError: the run cannot be read.
+        IsADirectoryError: `out` is a folder.
+        PermissionError: the page must not be written there.
         ModuleNotFoundError: Altair or vl-convert is not installed (`pip install "batchnorm[report]"`).
     """
     require_charts()
     if isinstance(run_or_path, (str, os.PathLike)):
         run_or_path = open_run(run_or_path)
     path = Path(out) if out is not None else run_or_path.path / "report.html"
+    if path.is_dir():
+        cure = f"name a file: --out {path / 'report.html'}"
+        raise IsADirectoryError(f"the page is one file, but {path} is a folder; {cure}")
     content = render(run_or_path).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except PermissionError as error:
+        raise PermissionError(f"no permission to write {path}; choose another file with --out FILE") from error
     return path
 
 
@@ -105,6 +113,8 @@ def render(run: Run) -> str:
         damage=damage_lines(run),
         specs=specs,
         selection=selection,
+        arms=list(arm_results(run)),
+        plural=plural,
         spoken=spoken,
     )
 
@@ -141,12 +151,19 @@ def chart_specs(run: Run, selection: Selection) -> dict[str, dict[str, Any]]:
 
 
 def first_look(selection: Selection) -> tuple[int, int]:
-    """Return the step to open the page at, three quarters of the way, and the probed step nearest to it; 0 if none."""
+    """Return the step to open the page at and the probed step nearest to it; 0 if none.
+
+    Three quarters of the way; where batches were probed, at the probe nearest to that, so that both panels and the
+    strips beside them show the same weights.
+    """
     if not len(selection.steps):
         return 0, 0
     step = int(selection.steps[(len(selection.steps) - 1) * 3 // 4])
     probed = selection.probe_steps
-    return step, int(probed[nearest(probed, step)]) if len(probed) else step
+    if not len(probed):
+        return step, step
+    probe = int(probed[nearest(probed, step)])
+    return int(selection.steps[nearest(selection.steps, probe)]), probe
 
 
 def payload(run: Run, selection: Selection) -> dict[str, Any]:

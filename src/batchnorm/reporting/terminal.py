@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from .facts import brief, facts, plural, spoken
 if TYPE_CHECKING:
     from ..record.run import Run
 
+WIDE = 100_000  # columns: more than any table needs
 MEASURED, LEARNED, MUTED = "bright_blue", "dark_orange", "bright_black"
 
 
@@ -26,12 +28,20 @@ def list_(runs: Sequence[Run], root: Path, console: Console | None = None) -> No
         return
     table = Table(box=None, pad_edge=False, header_style=MUTED)
     for column in ("run", "begun (UTC)", "status", "steps", "layers", "test accuracy"):
-        table.add_column(column, justify="right" if column in ("steps", "layers") else "left", overflow="fold")
+        table.add_column(
+            column,
+            justify="right" if column in ("steps", "layers") else "left",
+            overflow="fold",
+            no_wrap=column == "run",  # it is copied, and piped, to `show`
+        )
     for run in runs:
         said = brief(run)
         accuracies = ", ".join(f"{arm} {value:.1%}" for arm, value in said["test_accuracy"].items())
-        cells = (run.path.name, said["created"][:19], said["status"], f"{said['steps']:,}", str(said["layers"]))
+        path, steps = os.path.relpath(run.path), f"{said['steps']:,}"
+        cells = (path, said["created"][:19], said["status"], steps, str(said["layers"]))
         table.add_row(*map(text, (*cells, accuracies)))
+    # A path that is cut opens no run: a narrow or piped table is rather printed wider than the terminal.
+    console.width = WIDE
     console.print(table)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from .panels import broken, cursor, level, x_step
+from .panels import broken, cursor, level, x_step, y_axis
 
 START = {"gamma": 1.0, "beta": 0.0}  # where PyTorch starts them
 
@@ -17,7 +17,7 @@ def bands(data: alt.Data, quantity: str, *, columns: int = 4, width: int = 250, 
     `data` has a row a layer and step: step, index (model order), layer, p05, p25, p50, p75, p95.
     """
     base = alt.Chart().encode(x=x_step(None))
-    y = alt.Y("p05:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=3))
+    y = alt.Y("p05:Q", title=None, scale=alt.Scale(zero=False), axis=y_axis(tickCount=3))
     once = alt.Chart().transform_aggregate(n="count()", groupby=["layer"])
     tooltip = ["layer:N", "step:Q", *(alt.Tooltip(f"{p}:Q", format=".4g") for p in ("p05", "p50", "p95"))]
     layered = alt.layer(
@@ -34,7 +34,7 @@ def bands(data: alt.Data, quantity: str, *, columns: int = 4, width: int = 250, 
 
 def _running(trace: alt.Data, batch: str, running: str, title: str, width: int, height: int, scale: alt.Scale) -> Any:
     base = alt.Chart(trace).encode(x=x_step())
-    y = alt.Y(f"{batch}:Q", title=title, scale=scale)
+    y = alt.Y(f"{batch}:Q", title=title, axis=y_axis(), scale=scale)
     tooltip = ["step:Q", alt.Tooltip(f"{batch}:Q", format=".4g"), alt.Tooltip(f"{running}:Q", format=".4g")]
     return alt.layer(
         base.mark_circle(style="measured-dot", size=14).encode(y=y, tooltip=tooltip),
@@ -57,7 +57,7 @@ def running_variance(trace: alt.Data, *, width: int = 560, height: int = 200) ->
 def gradients(trace: alt.Data, quantity: str, *, width: int = 560, height: int = 150) -> Any:
     """Return the gradient of the loss in γ ("gamma_grad") or β ("beta_grad") of one channel, step by step."""
     base = alt.Chart(trace).encode(x=x_step())
-    y = alt.Y(f"{quantity}:Q", title={"gamma_grad": "∂loss/∂γ", "beta_grad": "∂loss/∂β"}[quantity])
+    y = alt.Y(f"{quantity}:Q", title={"gamma_grad": "∂loss/∂γ", "beta_grad": "∂loss/∂β"}[quantity], axis=y_axis())
     return alt.layer(
         level(0),
         base.mark_line(style="gradient-line").encode(
@@ -75,7 +75,7 @@ def owned(trace: alt.Data, quantity: str, *, width: int = 560, height: int = 180
     """
     base = alt.Chart(trace).encode(x=x_step())
     own = f"own_{quantity}"
-    y = alt.Y(f"{own}:Q", title={"gamma": "γ", "beta": "β"}[quantity], scale=alt.Scale(zero=False))
+    y = alt.Y(f"{own}:Q", title={"gamma": "γ", "beta": "β"}[quantity], axis=y_axis(), scale=alt.Scale(zero=False))
     tooltip = ["step:Q", *(alt.Tooltip(f"{name}:Q", format=".4g") for name in (quantity, own))]
     return alt.layer(
         level(START[quantity]),

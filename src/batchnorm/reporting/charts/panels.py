@@ -54,6 +54,13 @@ def x_step(title: str | None = "training step") -> alt.X:
     return alt.X("step:Q", title=title, axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False, zero=False))
 
 
+def y_axis(**options: Any) -> alt.Axis:
+    """Return the axis of values, with very large and very small ones in powers of ten instead of twenty digits."""
+    usual = "abs(datum.value) >= 1e-4 && abs(datum.value) < 1e6"
+    label = f"datum.value === 0 ? '0' : {usual} ? datum.label : format(datum.value, '.2~e')"
+    return alt.Axis(labelExpr=label, **options)
+
+
 def broken(trace: alt.Data, role: str) -> alt.Chart:
     """Return a cross at the foot of the panel for every step where the role had a value that was not finite."""
     chart = alt.Chart(trace).transform_filter(f"indexof(datum.broken, '{role}') >= 0")
@@ -81,7 +88,7 @@ def _panel(role: str, trace: alt.Data, probes: alt.Data | None, width: int, heig
     """Return the ribbon centre ± spread over the steps, with the chosen step standing out."""
     centre, spread, title = _ROLES[role]
     base = _reach(trace, centre, spread).encode(x=x_step())
-    y = alt.Y("lo:Q", title=title, scale=alt.Scale(zero=False))
+    y = alt.Y("lo:Q", title=title, axis=y_axis(), scale=alt.Scale(zero=False))
     tooltip = [alt.Tooltip("step:Q"), *(alt.Tooltip(f"{f}:Q", format=".4g") for f in (centre, "lo", "hi"))]
     # Batches stand apart: dots on a jagged ribbon. What is learned is carried over from step to step: a line.
     measured = role == "measured"
@@ -104,12 +111,12 @@ def _panel(role: str, trace: alt.Data, probes: alt.Data | None, width: int, heig
 
 
 def _strip(role: str, probes: alt.Data, height: int) -> alt.LayerChart:
-    """Return the probe batches of the chosen step: the same weights, other batches."""
+    """Return the probe batches of the probed step nearest to the chosen one: the same weights, other batches."""
     centre, spread, _ = _ROLES[role]
     chosen = "datum.batch === batch"
     base = _reach(probes, centre, spread).transform_filter("datum.step === probe")
     base = base.encode(
-        x=alt.X("batch:O", title=["other batches,", "same weights"], axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+        x=alt.X("batch:O", title=None, axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         opacity=alt.condition(f"batch === 0 || {chosen}", alt.value(1), alt.value(0.35)),
     )
     y = alt.Y("lo:Q", title=None, axis=alt.Axis(labels=False, minExtent=0))
@@ -117,7 +124,10 @@ def _strip(role: str, probes: alt.Data, height: int) -> alt.LayerChart:
     dot = base.mark_point(style=f"{role}-now").encode(
         y=f"{centre}:Q", tooltip=tooltip, size=alt.condition(chosen, alt.value(110), alt.value(45))
     )
-    return alt.layer(base.mark_rule(style=f"{role}-reach").encode(y=y, y2="hi:Q"), dot).properties(
+    # The probe's step, not the cursor's: whoever moves the slider stays with the nearest step that was probed.
+    words = alt.ExprRef("['other batches,', 'weights of step ' + format(probe, ',')]")
+    title = alt.TitleParams(words, style="strip", orient="bottom", anchor="middle", offset=6)
+    return alt.layer(base.mark_rule(style=f"{role}-reach").encode(y=y, y2="hi:Q"), dot, title=title).properties(
         width=STRIP, height=height
     )
 

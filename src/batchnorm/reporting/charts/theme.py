@@ -64,6 +64,7 @@ def config(palette: Palette) -> dict[str, Any]:
         "own-dot": {"color": palette.other, "size": 14, "opacity": 0.9},
         "pairs": {"color": palette.text, "opacity": 0.7, "thickness": 1.2},
         "over": {"color": palette.text, "dy": -20, "fontWeight": "bold", "fontSize": 12},
+        "strip": {"fill": palette.muted, "font": FONT, "fontSize": 11, "fontWeight": "normal"},
         "chance": {"strokeWidth": 6, "opacity": 0.3},
         "broken": {"color": palette.text, "strokeWidth": 1.5, "shape": "cross", "size": 40},
     }

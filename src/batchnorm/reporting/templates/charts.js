@@ -83,6 +83,17 @@ const watcher = new IntersectionObserver(
   }),
   { rootMargin: "300px" },
 );
+// Paper has no scrolling: whoever prints gets every chart, at the step where the reader is.
+function drawAll() {
+  document.querySelectorAll(".chart").forEach(({ id }) => {
+    const name = id.replace("chart-", "");
+    if (views.has(name)) return move(views.get(name));
+    if (!begun.has(name)) draw(name);
+    return begun.add(name);
+  });
+}
+addEventListener("beforeprint", drawAll);
+matchMedia("print").addEventListener("change", ({ matches }) => matches && drawAll());
 const redraw = () => [...views.keys()].forEach(draw);
 dark.addEventListener("change", redraw);
 let width = innerWidth, settle = 0;

@@ -9,9 +9,11 @@ function text(value) {
   const said = size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(1) : value.toFixed(size < 10 ? 3 : size < 100 ? 2 : 1);
   return said.replaceAll("-", "−");
 }
-function put(id, value, signed = false) {
+const signed = (value) => (value > 0 ? "+" : "") + text(value);
+const bracketed = (value) => (value < 0 ? `(${text(value)})` : text(value)); // after a sign of the formula
+function put(id, value, say = text) {
   const element = $(id);
-  const said = (signed && value > 0 ? "+" : "") + text(value);
+  const said = say(value);
   if (element.textContent !== said && element.textContent) {
     element.classList.remove("moved");
     void element.offsetWidth; // restarts the flash
@@ -33,6 +35,8 @@ function numbers(at, batch) {
   all.running_std = all.running_var === null ? null : Math.sqrt(all.running_var);
   return all;
 }
+const spelled = (step) => step.toLocaleString("en");
+const AFTER_SIGN = ["mean", "xhat-again", "beta"];
 const CHANGING = ["batch_mean", "batch_std", "running_mean", "running_std", "gamma", "beta"];
 
 function table() {
@@ -41,11 +45,11 @@ function table() {
   const now = numbers(at, batch);
   const before = batch > 1 ? numbers(at, batch - 1) : batch ? numbers(at, 0) : at ? numbers(at - 1, 0) : null;
   for (const name of [...CHANGING, "gamma_grad", "beta_grad"]) put(`now-${name}`, now[name]);
-  for (const name of CHANGING) put(`change-${name}`, before && now[name] !== null ? now[name] - before[name] : null, true);
-  const step = run.steps[at].toLocaleString("en");
-  $("where").textContent = `${step} of ${run.steps.at(-1).toLocaleString("en")}`;
+  for (const name of CHANGING) put(`change-${name}`, before && now[name] !== null ? now[name] - before[name] : null, signed);
+  const step = spelled(run.steps[at]);
+  $("where").textContent = `${step} of ${spelled(run.steps.at(-1))}`;
   $("now-head").textContent = batch ? `probe batch ${batch} of ${batches()}, same weights` : `now: the batch of step ${step}`;
-  $("change-head").textContent = batch > 1 ? `against batch ${batch - 1}` : batch ? "against the training batch" : at ? `since step ${run.steps[at - 1].toLocaleString("en")}` : "change";
+  $("change-head").textContent = batch > 1 ? `against batch ${batch - 1}` : batch ? "against the training batch" : at ? `change since step ${spelled(run.steps[at - 1])}` : "change";
   $("said").textContent = batch ? "Another batch, same weights: measured anew; γ and β stand still." : "";
 
   const x = Number($("x").value);
@@ -53,7 +57,7 @@ function table() {
   const gamma = layer.affine ? now.gamma : 1;
   const beta = layer.affine ? now.beta : 0;
   const line = { mean: now.batch_mean, var: now.batch_var, xhat, "xhat-again": xhat, gamma, beta, y: gamma * xhat + beta };
-  for (const [name, value] of Object.entries(line)) put(`line-${name}`, value);
+  for (const [name, value] of Object.entries(line)) put(`line-${name}`, value, AFTER_SIGN.includes(name) ? bracketed : text);
   put("undo-gamma", Math.sqrt(now.batch_var + layer.eps));
   put("undo-beta", now.batch_mean);
   put("pair-gamma", gamma);
@@ -66,10 +70,23 @@ const batches = () => {
   return count;
 };
 
+// Where the buttons lead: shown steps may lie apart, and only some were probed.
+function label() {
+  const apart = run.steps[state.at + 1] - run.steps[state.at]; // NaN at the end
+  $("next").disabled = state.at === run.steps.length - 1;
+  $("next").textContent = apart > 1 ? `Next shown step, +${spelled(apart)}` : "Next step";
+  $("next").title = apart > 1
+    ? `This page shows no step before step ${spelled(run.steps[state.at + 1])}: by then the optimizer has moved γ and β ${spelled(apart)} times`
+    : "The next step: the optimizer has moved γ and β";
+  $("another").disabled = !run.probe_steps.length;
+  if (run.probe_steps.length) $("another").textContent = `Another batch (step ${spelled(run.probe_steps[probe()])})`;
+  else $("another").title = "This run holds no probe batches; w.probe(batches) records them";
+}
+
 let asked = 0;
 function show() {
   $("step").value = state.at;
-  $("next").disabled = state.at === run.steps.length - 1;
+  label();
   table();
   cancelAnimationFrame(asked);
   asked = requestAnimationFrame(() => views.forEach((view, name) => seen.has(name) && move(view)));
@@ -125,8 +142,6 @@ if ($("panels")) {
   $("step").addEventListener("input", () => go(+$("step").value));
   $("next").addEventListener("click", () => go(state.at + 1));
   $("another").addEventListener("click", another);
-  $("another").disabled = !run.probe_steps.length;
-  if (!run.probe_steps.length) $("another").title = "This run holds no probe batches";
   $("x").addEventListener("input", table);
   fromAddress();
 }
