@@ -256,7 +256,7 @@ def test_resume_refuses_changed_data_and_what_is_no_experiment(settings, source,
         Experiment.resume(path)
     with pytest.raises(LabError, match=r"--resume .*nowhere: .* is not a run"):
         Experiment.resume(tmp_path / "nowhere")
-    with pytest.raises(LabError, match="--resume .*plain: not a run of `batchnorm train`"):
+    with pytest.raises(LabError, match=r"--resume .*plain: not a run of `batchnorm train`"):
         Experiment.resume(plain_run(tmp_path))
 
 

@@ -435,3 +435,23 @@ def test_a_full_disk_stops_the_recording_and_not_the_training(tmp_path, monkeypa
     with pytest.warns(RuntimeWarning, match="No space left"):
         w.close()
     assert bn.open_run(tmp_path).status == "finished"
+
+
+def test_what_cannot_be_watched_is_said_before_anything_is_made(tmp_path):
+    model, other = nn.BatchNorm1d(3), nn.Linear(3, 3)
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got str"):
+        bn.watch("model", tmp_path / "a")
+    with pytest.raises(ValueError, match="optimizer must own a parameter of the model, and owns none"):
+        bn.watch(model, tmp_path / "a", optimizer=torch.optim.SGD(other.parameters(), lr=0.1))
+    (tmp_path / "my.csv").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"log_dir must be a folder, and .*my.csv is a file"):
+        bn.watch(model, tmp_path / "my.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["my.csv"]
+
+
+def test_words_are_not_logged(tmp_path):
+    with bn.watch(nn.BatchNorm1d(3), tmp_path, layers=[]) as w:
+        with pytest.raises(TypeError, match="a logged value must be one number, got str: 'x'"):
+            w.log(loss="x")
+        w.log(loss=1.0)
+    assert bn.open_run(tmp_path).scalars() == [{"step": 0, "loss": 1.0}]

@@ -7,12 +7,19 @@ import sys
 import numpy as np
 import pytest
 
-from batchnorm.record import LayerInfo, list_runs, open_run
-from batchnorm.record._folder import create_folder, set_status
+from batchnorm.record import LayerInfo, _folder, list_runs, open_run
+from batchnorm.record._folder import set_status
 from batchnorm.record.journal import Journal
 from batchnorm.record.schema import ALERTS, PROBES, QUANTITIES, SCALARS, STATS, VECTORS, stats_dtype
 
 LAYERS = [LayerInfo("net.a", "BatchNorm1d", 2, 1e-5, 0.1, True, True), LayerInfo("b", "X", 3, 1e-3, None, False, True)]
+
+
+def create_folder(*arguments):
+    """A new run's folder that nobody is writing to any more."""
+    lock = _folder.create_folder(*arguments)
+    lock.release()
+    return lock.path
 
 
 @pytest.fixture

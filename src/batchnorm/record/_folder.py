@@ -36,6 +36,8 @@ def create_folder(
     """
     now = datetime.now(timezone.utc)
     path = Path("runs") / now.strftime("%Y%m%d-%H%M%S-%f") if log_dir is None else Path(log_dir)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"log_dir must be a folder, and {path} is a file: name another")
     _refuse_run(path)
     text = _encode(
         {

@@ -23,7 +23,7 @@ from ._probe import probe
 from ._snapshot import Snapshot
 from ._writer import Writer
 from .journal import HEADER
-from .lines import Lines
+from .lines import Lines, to_jsonable
 from .lock import Lock
 from .schedule import Schedule
 from .schema import F4, QUANTITIES, SCALARS, LayerInfo, vector_starts
@@ -60,9 +60,11 @@ def watch(
         The recorder: `with watch(...) as w`, then `w.log`, `w.probe`, `w.step`, `w.path`.
 
     Raises:
-        ValueError: no batch-norm layer, or none of a name in `layers`; a lazy layer that has not seen a batch;
+        TypeError: `model` is no torch.nn.Module, or `optimizer` no torch.optim.Optimizer.
+        ValueError: an optimizer that owns none of the model's parameters; no batch-norm layer, or none of a name in
+            `layers`; a lazy layer that has not seen a batch;
             a model compiled in place without an optimizer; `resume_step` on a run of other layers.
-        FileExistsError: log_dir holds a run already, and `resume_step` is None.
+        FileExistsError: log_dir is a file, or holds a run already and `resume_step` is None.
         FileNotFoundError: `resume_step` is given, and log_dir holds no run.
         BlockingIOError: another recorder, of this process or another, is writing to log_dir.
 
@@ -83,6 +85,8 @@ def watch(
         >>> run.status, run.steps.tolist(), run.vectors("1", "gamma")[1].shape
         ('finished', [0, 1, 2, 3, 4], (5, 3))
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: watch(model, log_dir)")
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
     if optimizer is not None and not hasattr(optimizer, "register_step_pre_hook"):
@@ -96,6 +100,11 @@ def watch(
         )
     chosen = choose(model, layers)
     infos = [info for info, _ in chosen]
+    if optimizer is not None and not _moves(optimizer, model):
+        raise ValueError(
+            "optimizer must own a parameter of the model, and owns none: its steps would not be the model's; give the "
+            "one made from model.parameters(), or leave it out"
+        )
     if _rank() != 0:  # parameters and their gradients are the same on every rank: one writes
         lock = None
     elif resume_step is None:
@@ -169,7 +178,8 @@ class Recorder:
         if "step" in numbers:
             raise ValueError('a logged number cannot be called "step": the recorder counts the steps')
         if self._scalars:
-            self._scalars.append([{"step": self._current, **numbers}])
+            values = {name: to_jsonable(number) for name, number in numbers.items()}
+            self._scalars.append([{"step": self._current, **values}])
 
     def probe(self, batches: Iterable[Any], call: Callable[[nn.Module, Any], Any] | None = None) -> None:
         """Record what several batches measure at the weights as they are now.
@@ -294,6 +304,11 @@ class Recorder:
         return True
 
     _warned = False
+
+
+def _moves(optimizer: Optimizer, model: nn.Module) -> bool:
+    own = {id(parameter) for parameter in model.parameters()}
+    return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _rank() -> int:
