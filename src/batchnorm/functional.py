@@ -168,15 +168,12 @@ def _check(
             f"batch_norm expects an input of at least 2 dimensions, (N, C, *), but got {tuple(x.shape)}; "
             "add the batch dimension with x.unsqueeze(0)"
         )
+    vectors = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, tensor in (*vectors.items(), ("residual", residual), ("mask", mask)):
+        if tensor is not None and tensor.device != x.device:
+            raise RuntimeError(f"{name} should be on the input's device, {x.device}, but is on {tensor.device}")
     features = x.size(1)
-    for name, vector in (
-        ("running_mean", running_mean),
-        ("running_var", running_var),
-        ("weight", weight),
-        ("bias", bias),
-    ):
-        if vector is not None and vector.device != x.device:
-            raise RuntimeError(f"{name} should be on the input's device, {x.device}, but is on {vector.device}")
+    for name, vector in vectors.items():
         if vector is not None and vector.numel() != features:
             raise RuntimeError(
                 f"{name} should contain {features} elements not {vector.numel()}: one for each channel of the input, "
@@ -191,9 +188,6 @@ def _check(
                 f"mixed dtype: {name} should be {x.dtype}{' or torch.float32' if low_precision else ''} beside an "
                 f"input of {x.dtype}, but got {vector.dtype}; convert the layer or the input, or use autocast"
             )
-    for name, tensor in (("residual", residual), ("mask", mask)):
-        if tensor is not None and tensor.device != x.device:
-            raise RuntimeError(f"{name} should be on the input's device, {x.device}, but is on {tensor.device}")
     if mask is not None:
         broadcast_mask(mask, x)
     if (running_mean is None) != (running_var is None) or (not training and running_mean is None):
