@@ -14,9 +14,11 @@
 namespace batchnorm {
 namespace {
 
-constexpr int64_t least_parallel = 32768;    // values: less is not worth waking a thread
-constexpr int64_t cached_bytes = 4 << 20;    // a tile of all operands that stays in some cache between two passes
-constexpr int64_t fewest_tiles = 8;          // with fewer, threads share pieces rather than tiles
+constexpr int64_t least_parallel = 32768;   // values: less is not worth waking a thread
+constexpr int64_t far_bytes = 4 << 20;      // a tile of all operands that stays in some cache between two passes
+constexpr int64_t near_bytes = 512 << 10;   // tiles that stay in a core's own
+constexpr int64_t fewest_tiles = 8;         // with fewer, threads share pieces rather than tiles
+constexpr int64_t sampled_blocks = 4;       // of a piece, for a first estimate of its mean
 
 // f(begin, end) over the tasks, on as many threads as are worth it.
 template <class F>
@@ -51,9 +53,10 @@ double rounded(double value, int bits) {
 template <class A>
 class Runner {
  public:
-  Runner(const Problem& problem, bool sums)
+  explicit Runner(const Problem& problem)
       : p_(problem),
-        cut_(problem.shape, value_bytes(problem.type), sums),
+        cut_(problem.shape, value_bytes(problem.type), /*sums=*/true),
+        map_cut_(problem.shape, value_bytes(problem.type), /*sums=*/false),
         kernels_(kernels<A>(problem.type)),
         kind_(kind_of(problem)) {}
 
@@ -77,12 +80,12 @@ class Runner {
           constants_.set_affine(channel, channels, mean, rstd);
         },
         /*then_map=*/rstd != nullptr, /*operands=*/p_.residual.data ? 2 : 1,
-        [=, this](int64_t tile, int64_t piece) { each_strip_of(tile, piece, kernels_.normalize[!cut_.planes][kind_]); });
+        kernels_.normalize[!map_cut_.planes][kind_]);
   }
 
   void normalize(const double* mean, const double* rstd) {
     constants_.set_affine(0, p_.shape.channels, mean, rstd);
-    each_strip(kernels_.normalize[!cut_.planes][kind_]);
+    each_strip(kernels_.normalize[!map_cut_.planes][kind_]);
   }
 
   void backward(const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat, bool then_apply) {
@@ -98,14 +101,14 @@ class Runner {
           }
         },
         then_apply, /*operands=*/2 + (p_.residual.data || p_.y.data),
-        [this](int64_t tile, int64_t piece) { each_strip_of(tile, piece, kernels_.apply[!cut_.planes][kind_]); });
+        kernels_.apply[!map_cut_.planes][kind_]);
   }
 
   void apply(const double* mean, const double* rstd, const double* mean_dz, const double* mean_dz_xhat) {
     constants_.set_affine(0, p_.shape.channels, mean, rstd);
     for (int64_t c = 0; c < p_.shape.channels; ++c)
       constants_.set_through_mean(c, mean, mean_dz ? mean_dz[c] : 0, mean_dz_xhat ? mean_dz_xhat[c] * rstd[c] : 0);
-    each_strip(kernels_.apply[!cut_.planes][kind_]);
+    each_strip(kernels_.apply[!map_cut_.planes][kind_]);
   }
 
  private:
@@ -113,17 +116,16 @@ class Runner {
 
   // ---- sharing out -------------------------------------------------------------------------------------------------
 
-  // Every strip with its constants, in the order of memory: for what needs no sums first.
+  // Every strip with its constants, in the order of memory, but the last first: what a pass before has left in the caches.
   template <class F>
   void each_strip(const F& f) const {
-    if (!cut_.planes) {
-      share(cut_.tiles * cut_.blocks, cut_.piece_values / cut_.piece_blocks, [&](int64_t begin, int64_t end) {
-        typename Channels::Scratch scratch;
-        for (int64_t i = begin; i < end;) {
-          const int64_t tile = i / cut_.blocks, first = i % cut_.blocks, last = std::min(first + end - i, cut_.blocks);
-          const Constants<A> constants = constants_.of(cut_.block(tile, 0), scratch);
-          for (int64_t b = first; b < last; ++b) f(strips_.of(cut_.block(tile, b), constants));
-          i += last - first;
+    if (!map_cut_.planes) {
+      const int64_t blocks = map_cut_.blocks;
+      share(map_cut_.tiles * blocks, map_cut_.piece_values / map_cut_.piece_blocks, [&](int64_t begin, int64_t end) {
+        while (end > begin) {
+          const int64_t tile = (end - 1) / blocks, first = std::max(begin, tile * blocks);
+          each_strip_of(tile, first - tile * blocks, end - tile * blocks, f);
+          end = first;
         }
       });
       return;
@@ -132,29 +134,36 @@ class Runner {
     const int64_t together = std::clamp<int64_t>(least_parallel / space, 1, channels);  // planes of one batch item
     const int64_t groups = (channels + together - 1) / together;
     share(p_.shape.batch * groups, together * space, [&](int64_t begin, int64_t end) {
-      typename Channels::Scratch unused;
-      for (int64_t i = begin; i < end; ++i) {
+      for (int64_t i = end - 1; i >= begin; --i) {
         const int64_t channel = i % groups * together;
-        const Region region{.row = i / groups, .rows = 1, .column = 0, .width = space, .channel = channel,
-                            .channels = std::min(together, channels - channel), .repeats = 1};
-        Strip<A> s = strips_.of(region, /*across_channels=*/true);
-        s.constants = constants_.of(region, unused);
-        s.constants.step = 1;
-        f(s);
+        f(planes_of(i / groups, channel, std::min(together, channels - channel)));
       }
     });
   }
 
-  // The last pieces first: they are what a pass before has left in the caches.
+  // Blocks of one tile. The constants serve all of them, also the shorter one that joined rows leave at the end: its positions
+  // are the first of theirs.
   template <class F>
-  void each_piece(const F& f) const {
-    share(cut_.tiles * cut_.pieces, cut_.piece_values, [&](int64_t begin, int64_t end) {
-      for (int64_t i = end - 1; i >= begin; --i) f(i / cut_.pieces, i % cut_.pieces);
-    });
+  void each_strip_of(int64_t tile, int64_t first, int64_t last, const F& f) const {
+    typename Channels::Scratch scratch;
+    const Constants<A> constants = constants_.of(map_cut_, map_cut_.block(tile, 0), scratch);
+    for (int64_t b = last - 1; b >= first; --b) f(map_strips_.of(map_cut_.block(tile, b), constants));
   }
 
-  // Reduces every tile, piece by piece, and then maps it, at once where a tile stays in cache between the two. Either way
-  // a tile's pieces are merged in the same order.
+  // Planes of one batch item, which lie together.
+  Strip<A> planes_of(int64_t item, int64_t channel, int64_t channels) const {
+    typename Channels::Scratch unused;
+    const Region region{.row = item, .rows = 1, .column = 0, .width = p_.shape.space, .channel = channel,
+                        .channels = channels, .repeats = 1};
+    Strip<A> s = map_strips_.of(region, /*across_channels=*/true);
+    s.constants = constants_.of(map_cut_, region, unused);
+    s.constants.step = 1;
+    return s;
+  }
+
+  // Reduces every tile, piece by piece, and then maps it: all after all, where everything stays in a cache between the two, for
+  // memory is best gone through in its order; else some tiles after another, if those stay. Either way a tile's pieces are
+  // merged in the same order.
   template <class Merge, class Reduce, class Finish, class Map>
   void passes(Merge merge, const Reduce& reduce, const Finish& finish, bool then_map, int64_t operands, const Map& map) {
     Partials partials(cut_, p_.shape.channels);
@@ -166,13 +175,16 @@ class Runner {
       if (cut_.pieces > 0) finish(channel, channels, partials.at(tile, 0));
     };
 
-    const bool resident = cut_.tiles >= fewest_tiles && cut_.tile_bytes * operands <= cached_bytes;
-    if (resident || p_.shape.values() < 2 * least_parallel) {
+    if (!cached(p_) && cut_.tiles >= fewest_tiles && cut_.tile_bytes * operands <= far_bytes) {
+      const int64_t together = std::max<int64_t>(1, near_bytes / (cut_.tile_bytes * operands));
       share(cut_.tiles, cut_.piece_values * cut_.pieces, [&](int64_t begin, int64_t end) {
-        for (int64_t tile = begin; tile < end; ++tile) {
-          for (int64_t piece = 0; piece < cut_.pieces; ++piece) reduce(tile, piece, partials.at(tile, piece));
-          merge_tile(tile);
-          for (int64_t piece = cut_.pieces - 1; then_map && piece >= 0; --piece) map(tile, piece);
+        for (int64_t first = begin; first < end; first += together) {
+          const int64_t last = std::min(first + together, end);
+          for (int64_t tile = first; tile < last; ++tile) {
+            for (int64_t piece = 0; piece < cut_.pieces; ++piece) reduce(tile, piece, partials.at(tile, piece));
+            merge_tile(tile);
+          }
+          if (then_map) map_tiles(first, last, map);
         }
       });
       return;
@@ -186,7 +198,19 @@ class Runner {
     share(cut_.tiles, cut_.pieces * cut_.tile_channels, [&](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile) merge_tile(tile);
     });
-    if (then_map) each_piece(map);
+    if (then_map) each_strip(map);
+  }
+
+  // The same of some tiles alone.
+  template <class F>
+  void map_tiles(int64_t first, int64_t last, const F& f) const {
+    if (map_cut_.planes) {
+      const int64_t channel = first * cut_.tile_channels;
+      const int64_t channels = std::min((last - first) * cut_.tile_channels, p_.shape.channels - channel);
+      for (int64_t item = p_.shape.batch - 1; item >= 0; --item) f(planes_of(item, channel, channels));
+      return;
+    }
+    for (int64_t tile = last - 1; tile >= first; --tile) each_strip_of(tile, 0, map_cut_.blocks, f);
   }
 
   // ---- a piece -----------------------------------------------------------------------------------------------------
@@ -201,7 +225,10 @@ class Runner {
     double *mean = out.first, *m2 = out.second, n = 0;
 
     PositionSums<A> sampled(cut_, widest);
+    const int64_t every = std::max<int64_t>(1, cut_.piece_blocks / sampled_blocks);
+    int64_t block = 0;
     each_block(tile, piece, [&](const Region& region) {
+      if (block++ % every != 0) return;
       const Strip<A> sample = strips_.sample(strips_.of(region));
       kernels_.sum[!cut_.planes](sample, first);
       sampled.add(region, first);
@@ -244,7 +271,7 @@ class Runner {
     alignas(line_bytes) A first[width], second[width];
     typename Channels::Scratch scratch;
     const Region widest = cut_.block(tile, 0);
-    const Constants<A> constants = constants_.of(widest, scratch);
+    const Constants<A> constants = constants_.of(cut_, widest, scratch);
     PositionSums<A> sums(cut_, widest), products(cut_, widest);
     each_block(tile, piece, [&](const Region& region) {
       kernels_.reduce[!cut_.planes][kind_](strips_.of(region, constants), first, second);
@@ -255,16 +282,6 @@ class Runner {
     products.collapse(out.second);
   }
 
-  // The last blocks first, as the last pieces. The constants serve all blocks, also the shorter one that joined rows leave
-  // at the end: its positions are the first of theirs.
-  template <class F>
-  void each_strip_of(int64_t tile, int64_t piece, const F& f) const {
-    typename Channels::Scratch scratch;
-    const Constants<A> constants = constants_.of(cut_.block(tile, 0), scratch);
-    const int64_t first = piece * cut_.piece_blocks, last = std::min(first + cut_.piece_blocks, cut_.blocks);
-    for (int64_t b = last - 1; b >= first; --b) f(strips_.of(cut_.block(tile, b), constants));
-  }
-
   template <class F>
   void each_block(int64_t tile, int64_t piece, F f) const {
     const int64_t first = piece * cut_.piece_blocks, last = std::min(first + cut_.piece_blocks, cut_.blocks);
@@ -272,21 +289,21 @@ class Runner {
   }
 
   const Problem& p_;
-  const Cut cut_;
+  const Cut cut_, map_cut_;
   const Kernels<A>& kernels_;
   const Kind kind_;
-  const Strips<A> strips_{p_, cut_};
+  const Strips<A> strips_{p_, cut_}, map_strips_{p_, map_cut_};
   const int64_t count_ = count();
-  Channels constants_{p_, cut_};
+  Channels constants_{p_};
 };
 
 template <class F>
-void run(const Problem& problem, bool sums, F f) {
+void run(const Problem& problem, F f) {
   if (problem.type == Type::float64) {
-    Runner<double> runner(problem, sums);
+    Runner<double> runner(problem);
     f(runner);
   } else {
-    Runner<float> runner(problem, sums);
+    Runner<float> runner(problem);
     f(runner);
   }
 }
@@ -294,32 +311,32 @@ void run(const Problem& problem, bool sums, F f) {
 }  // namespace
 
 void measure(const Problem& problem, int64_t& count, double* mean, double* m2) {
-  run(problem, /*sums=*/true, [&](auto& runner) {
+  run(problem, [&](auto& runner) {
     count = runner.count();
     runner.measure(mean, m2);
   });
 }
 
 void normalize(const Problem& problem, const double* mean, const double* rstd) {
-  run(problem, /*sums=*/false, [&](auto& runner) { runner.normalize(mean, rstd); });
+  run(problem, [&](auto& runner) { runner.normalize(mean, rstd); });
 }
 
 void forward(const Problem& problem, double eps, double* mean, double* m2, double* rstd) {
-  run(problem, /*sums=*/true, [&](auto& runner) { runner.forward(mean, m2, eps, rstd); });
+  run(problem, [&](auto& runner) { runner.forward(mean, m2, eps, rstd); });
 }
 
 void reduce(const Problem& problem, const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat) {
-  run(problem, /*sums=*/true, [&](auto& runner) { runner.backward(mean, rstd, sum_dz, sum_dz_xhat, /*then_apply=*/false); });
+  run(problem, [&](auto& runner) { runner.backward(mean, rstd, sum_dz, sum_dz_xhat, /*then_apply=*/false); });
 }
 
 void apply(const Problem& problem, const double* mean, const double* rstd, const double* mean_dz,
            const double* mean_dz_xhat) {
-  run(problem, /*sums=*/false, [&](auto& runner) { runner.apply(mean, rstd, mean_dz, mean_dz_xhat); });
+  run(problem, [&](auto& runner) { runner.apply(mean, rstd, mean_dz, mean_dz_xhat); });
 }
 
 void backward(const Problem& problem, const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat) {
   const bool wanted = problem.dx.data || problem.dresidual.data;
-  run(problem, /*sums=*/true, [&](auto& runner) { runner.backward(mean, rstd, sum_dz, sum_dz_xhat, wanted); });
+  run(problem, [&](auto& runner) { runner.backward(mean, rstd, sum_dz, sum_dz_xhat, wanted); });
 }
 
 }  // namespace batchnorm

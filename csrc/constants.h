@@ -21,8 +21,8 @@ class ChannelConstants {
  public:
   enum Kind { high, scale, beta, mean_dz, slope_dz, kinds };
 
-  ChannelConstants(const Problem& problem, const Cut& cut)
-      : p_(problem), cut_(cut), stride_(problem.shape.channels + line_bytes), values_(kinds * stride_) {}
+  explicit ChannelConstants(const Problem& problem)
+      : p_(problem), stride_(problem.shape.channels + line_bytes), values_(kinds * stride_) {}
 
   // Space for one region's constants, where they have to be spread. The kinds do not begin at the same place in a page, nor
   // therefore in the cache.
@@ -50,14 +50,14 @@ class ChannelConstants {
   double low(int64_t c, const double* mean) const { return mean[c] - static_cast<double>(row(high)[c]); }
 
   // The channels' own, one of them at a time or each at its position; else spread.
-  Constants<A> of(const Region& region, Scratch& scratch) const {
-    const bool own = cut_.planes || (cut_.space == 1 && region.repeats == 1);
+  Constants<A> of(const Cut& cut, const Region& region, Scratch& scratch) const {
+    const bool own = cut.planes || (cut.space == 1 && region.repeats == 1);
     const int needed = p_.dy.data ? kinds : mean_dz;  // the last two are backward's
     const A* at[kinds] = {};
     for (int kind = 0; kind < needed; ++kind) {
       const A* channels = row(kind) + region.channel;
       A* positions = scratch.values + kind * scratch_stride;
-      if (!own) spread(cut_, region, channels, positions);
+      if (!own) spread(cut, region, channels, positions);
       at[kind] = own ? channels : positions;
     }
     return {at[high], at[scale], at[beta], at[mean_dz], at[slope_dz]};
@@ -71,7 +71,6 @@ class ChannelConstants {
   const A* row(int kind) const { return values_.data() + kind * stride_; }
 
   const Problem& p_;
-  const Cut& cut_;
   int64_t stride_;  // each kind is readable for a line past its end
   std::vector<A> values_;
 };

@@ -12,6 +12,7 @@ constexpr int64_t position_block = 65536;  // values, but enough rows that mergi
 constexpr int64_t fewest_rows = 128, most_rows = 1024;  // and not so many that a float32 sum of them would suffer
 constexpr int64_t map_block = 16384;       // values, where there are no sums: a share for every thread even of small tensors
 constexpr int64_t plane_piece = 65536, position_piece = 131072;  // values
+constexpr int64_t even_pieces = 4;         // of positions, pieces come by so many
 constexpr int64_t shortest_plane = 256;    // values; shorter ones are handled as positions where there are sums,
 constexpr int64_t shortest_map = 32;       // and where there are none
 constexpr int64_t joined_row = 256;        // values that a row of few channels is made of, about
@@ -44,9 +45,10 @@ Cut::Cut(const Shape& shape, int64_t value_bytes, bool sums) : channels_(shape.c
   if (planes) cut_planes(shape);
   else cut_positions(shape, sums);
 
+  piece_blocks = std::max<int64_t>(1, (planes ? plane_piece : position_piece) / (block_rows_ * chunk_));
+  if (!planes && sums) even_out();
   const int64_t groups = ceil_divide(rows_, block_rows_);
   blocks = groups * chunks_ + (rest_ > 0);
-  piece_blocks = std::max<int64_t>(1, (planes ? plane_piece : position_piece) / (block_rows_ * chunk_));
   pieces = std::max<int64_t>(1, ceil_divide(blocks, piece_blocks));
   piece_values = piece_blocks * block_rows_ * chunk_;
   tile_bytes = shape.batch * shape.space * tile_channels * value_bytes;
@@ -84,6 +86,13 @@ void Cut::cut_positions(const Shape& shape, bool sums) {
   chunks_ = 1;
   block_rows_ = sums ? std::clamp(position_block / chunk_, fewest_rows, most_rows)
                      : std::max<int64_t>(1, map_block / chunk_);
+}
+
+// As many pieces, of as many rows, for each of two or four threads: with seven of a small tensor, one thread had the eighth.
+void Cut::even_out() {
+  if (rows_ <= block_rows_ * piece_blocks) return;
+  const int64_t unit = piece_blocks * even_pieces, wanted = ceil_divide(rows_, block_rows_);
+  block_rows_ = ceil_divide(rows_, ceil_divide(wanted, unit) * unit);
 }
 
 Region Cut::block(int64_t tile, int64_t index) const {

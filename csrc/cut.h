@@ -69,6 +69,7 @@ struct Cut {
  private:
   void cut_planes(const Shape& shape);
   void cut_positions(const Shape& shape, bool sums);
+  void even_out();
 
   int64_t channels_, rows_, row_samples_, rest_;
   int64_t block_rows_, chunks_, chunk_;

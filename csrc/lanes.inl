@@ -178,6 +178,17 @@ struct Plain {
   }
 };
 
+// bits + 0x7fff, or 0x8000 where the high half is odd. (GCC makes two steps of the test.)
+INLINE Words nearest_high_half(Words bits) {
+  const Words below_half = Words{} + 0x7fffu, half = Words{} + 0x8000u;
+#if VECTOR_BYTES == 64
+  const __mmask16 odd = _mm512_test_epi32_mask((__m512i)bits, _mm512_set1_epi32(0x10000));
+  return bits + (Words)_mm512_mask_blend_epi32(odd, (__m512i)below_half, (__m512i)half);
+#else
+  return bits + ((bits & 0x10000u) != 0 ? half : below_half);
+#endif
+}
+
 struct BFloat16 {
   using Compute = float;
   using Stored = uint16_t;
@@ -192,10 +203,7 @@ struct BFloat16 {
   template <class Write>
   INLINE static void store(uint16_t* p, Pack<float> value, Write write) {
     WordPack words;
-    for (int i = 0; i < value.parts; ++i) {
-      const Words bits = (Words)value.part[i];
-      words.part[i] = bits + ((bits & 0x10000u) != 0 ? Words{} + 0x8000u : Words{} + 0x7fffu);
-    }
+    for (int i = 0; i < value.parts; ++i) words.part[i] = nearest_high_half((Words)value.part[i]);
     store_high_halves<VECTOR_BYTES>(p, words, write);
   }
 };

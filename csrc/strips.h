@@ -7,10 +7,13 @@
 
 namespace batchnorm {
 
-constexpr int64_t streamed_bytes = 8 << 20;  // an output this large would only push others out of the caches
 constexpr int64_t streamed_row = 4 << 10;    // bytes of a row that make up for its two ends, which share lines
 
 inline int64_t value_bytes(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
+
+// Whether an activation stays in the cache that cores share. One of half of that cache or more does not: its output would only
+// push others out, and its second reading finds nothing of the first.
+inline bool cached(const Problem& p) { return p.shape.values() * value_bytes(p.type) < 16 << 20; }
 
 template <class A>
 class Strips {
@@ -77,7 +80,7 @@ class Strips {
  private:
   bool streams() const {
     const int64_t bytes = value_bytes(p_.type), row = cut_.block(0, 0).width * bytes;
-    return p_.shape.values() * bytes >= streamed_bytes && (row % line_bytes == 0 || row >= streamed_row);
+    return !cached(p_) && (row % line_bytes == 0 || row >= streamed_row);
   }
 
   Rows rows(const Operand& operand, const Region& region, bool across_channels) const {

@@ -137,6 +137,26 @@ def test_layouts_and_dtypes(name, layout, dtype):
     check(x, vectors(shape[1]), dy)
 
 
+# Over 16 MiB, each tile, or a few of them, is measured and normalized before the next.
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((16, 83, 57, 58), "contiguous"),  # planes
+        ((128, 203, 13, 13), "contiguous"),  # planes too short for sums of their own
+        ((300, 1001, 3, 5), "contiguous"),  # shorter ones
+        ((260, 16500), "contiguous"),  # channels in many tiles
+        ((11, 83, 70, 70), "channels_last"),  # one tile
+        ((3, 5, 600, 600), "contiguous"),  # few tiles
+    ],
+    ids=str,
+)
+def test_large_tensors(shape, layout, residual):
+    x, dy = laid_out(make(shape), layout), make(shape)
+    assert x.numel() * x.element_size() >= 16 << 20
+    check(x, vectors(shape[1]), dy, residual=laid_out(make(shape), layout) if residual else None)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(6, 20, 13, 11), (40, 70, 5, 5), (300, 24)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

@@ -46,6 +46,8 @@ def everything():
                 mask = normal((shape[0], *shape[2:]), torch.float64) > 0
                 yield from results(x, dy, None, 1, mask)
                 yield from results(x, dy, residual, 0, mask)
+    for shape in [(32, 60, 56, 42), (128, 203, 13, 13)]:  # normalized tile by tile
+        yield from results(*(normal(shape, torch.float32) for _ in range(3)), 1, None)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         for code in range(11):
             yield from results(normal((8, 9, 17, 5), dtype), normal((8, 9, 17, 5), dtype), None, code, None)
