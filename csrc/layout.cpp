@@ -150,6 +150,13 @@ std::vector<double> channel_values(const std::optional<Tensor>& values, int64_t 
   return out;
 }
 
+std::vector<double> parameter_values(const std::optional<Tensor>& values, const Tensor& x, const char* name) {
+  const bool low = type_of(x) == Type::bfloat16 || type_of(x) == Type::float16;
+  STD_TORCH_CHECK(!values || values->scalar_type() == x.scalar_type() || (low && values->scalar_type() == ScalarType::Float),
+                  name, " must have the input's dtype, or be float32 beside one of 16 bits");
+  return channel_values(values, x.size(1), name);
+}
+
 Operand Operands::add(const Tensor& tensor) {
   // The first operand is x, and its strides alone decide how the work is cut: what else is there must not change the bits
   // of what is measured on it.

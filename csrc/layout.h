@@ -20,6 +20,7 @@ Shape shape_of(const Tensor& x);
 Tensor empty_like(const Tensor& x, const Shape& shape);
 Tensor empty_contiguous(const Tensor& like, std::initializer_list<int64_t> sizes, torch::headeronly::ScalarType type);
 std::vector<double> channel_values(const std::optional<Tensor>& values, int64_t channels, const char* name);
+std::vector<double> parameter_values(const std::optional<Tensor>& values, const Tensor& x, const char* name);
 
 // Turns tensors into operands and keeps their copies, if any had to be made, alive.
 class Operands {

@@ -46,8 +46,8 @@ struct Call {
     check_like(y, x, "y");
     problem.type = type_of(x);
     problem.shape = shape_of(x);
-    problem.weight = channel_values(weight, channels(), "weight");
-    problem.bias = channel_values(bias, channels(), "bias");
+    problem.weight = parameter_values(weight, x, "weight");
+    problem.bias = parameter_values(bias, x, "bias");
     problem.activation = static_cast<Activation>(activation);
     problem.slope = slope;
     cut = virtual_batch > 0;
@@ -66,6 +66,7 @@ struct Call {
 
   int64_t channels() const { return problem.shape.channels; }
   bool empty() const { return problem.shape.values() == 0; }
+  bool has_lonely_values() const { return channels() > 0 && std::min(items, problem.shape.batch) * problem.shape.space == 1; }
 
   Tensor output(Operand& operand) {
     Tensor tensor = empty_like(x, problem.shape);
@@ -141,6 +142,8 @@ Tensor measured(const Call& call, double eps) {
 std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, Optional residual, Optional mask, double eps,
                                    int64_t activation, double slope, int64_t virtual_batch) {
   Call call(x, weight, bias, residual, mask, activation, slope, virtual_batch);
+  STD_TORCH_CHECK(eps > 0, "eps must be positive where the batch is measured, got ", eps);
+  STD_TORCH_CHECK(mask || !call.has_lonely_values(), "one value in a channel has no variance");
   const Tensor y = call.output(call.problem.y);
   Tensor statistics = measured(call, eps);
   double* rows = call.rows(statistics);
@@ -154,6 +157,7 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, Opt
 std::tuple<Tensor, Tensor> infer(Tensor x, Tensor running_mean, Tensor running_var, Optional weight, Optional bias,
                                  Optional residual, Optional mask, double eps, int64_t activation, double slope) {
   Call call(x, weight, bias, residual, mask, activation, slope, 0);
+  STD_TORCH_CHECK(eps >= 0, "eps must not be negative, got ", eps);
   const std::vector<double> means = channel_values(running_mean, call.channels(), "running_mean");
   const std::vector<double> variances = channel_values(running_var, call.channels(), "running_var");
   const Tensor y = call.output(call.problem.y);
@@ -267,18 +271,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor 
   return {dx, dresidual, gradient_of(weight, call, sums.data(), dz_xhat_row), gradient_of(bias, call, sums.data(), dz_row)};
 }
 
-void check_running(const Optional& running, int64_t channels, const char* name) {
-  if (!running) return;
-  STD_TORCH_CHECK(running->dim() == 1 && running->size(0) == channels, name, " must have one value for each of ", channels,
+void check_running(const Tensor& running, int64_t channels, const char* name) {
+  STD_TORCH_CHECK(running.dim() == 1 && running.size(0) == channels, name, " must have one value for each of ", channels,
                   " channels");
-  STD_TORCH_CHECK(running->is_cpu() && (running->scalar_type() == ScalarType::Float ||
-                                        running->scalar_type() == ScalarType::Double),
-                  name, " must be float32 or float64, on the CPU");
+  STD_TORCH_CHECK(running.is_cpu(), name, " must be on the CPU, as the input is");
+  type_of(running);
 }
 
 // running = (1 - momentum) * running + momentum * measured(c), where there is such a value.
 template <class T, class F>
-void move_towards(const Tensor& running, double momentum, F measured) {
+void move_values(const Tensor& running, double momentum, F measured) {
   T* data = static_cast<T*>(running.mutable_data_ptr());
   const int64_t stride = running.stride(0);
   for (int64_t c = 0; c < running.size(0); ++c) {
@@ -288,14 +290,17 @@ void move_towards(const Tensor& running, double momentum, F measured) {
   }
 }
 template <class F>
-void move_towards(const Optional& running, double momentum, F measured) {
-  if (!running) return;
-  if (running->scalar_type() == ScalarType::Float) move_towards<float>(*running, momentum, measured);
-  else move_towards<double>(*running, momentum, measured);
+void move_towards(const Tensor& running, double momentum, F measured) {
+  switch (type_of(running)) {
+    case Type::float32: return move_values<float>(running, momentum, measured);
+    case Type::float64: return move_values<double>(running, momentum, measured);
+    case Type::bfloat16: return move_values<torch::headeronly::BFloat16>(running, momentum, measured);
+    case Type::float16: return move_values<torch::headeronly::Half>(running, momentum, measured);
+  }
 }
 
 // What was not measured moves nothing: no value has no mean, and one value has no unbiased variance.
-void update_running(Optional running_mean, Optional running_var, Tensor statistics, double momentum, bool unbiased,
+void update_running(Tensor running_mean, Tensor running_var, Tensor statistics, double momentum, bool unbiased,
                     bool skip_nonfinite) {
   STD_TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == statistics_rows &&
                       statistics.scalar_type() == ScalarType::Double && statistics.is_contiguous() && statistics.is_cpu(),
@@ -344,7 +349,7 @@ STABLE_TORCH_LIBRARY(batchnorm, library) {
       "Tensor? mask, int act, float slope, int virtual_batch, bool measured, bool need_dx, bool need_dresidual) -> "
       "(Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
   library.def(
-      "update_running_(Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor statistics, float momentum, bool unbiased, "
+      "update_running_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor statistics, float momentum, bool unbiased, "
       "bool skip_nonfinite) -> ()");
   library.def("vector_bytes() -> int");  // of the registers in use
 }

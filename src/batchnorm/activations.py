@@ -120,6 +120,7 @@ _KINDS: dict[str, _Kind] = {
 _SLOPED = {"leaky_relu": 0.01, "elu": 1.0}  # with torch's default
 NONE = Activation("none")
 NAMES = tuple(name for name in _KINDS if name not in ("none", "gelu_tanh"))
+_NAMED = {name: Activation(name, _SLOPED.get(name, 0.0)) for name in NAMES}
 
 
 def parse(activation: str | nn.Module | type[nn.Module] | Activation | None) -> Activation:
@@ -142,8 +143,8 @@ def parse(activation: str | nn.Module | type[nn.Module] | Activation | None) -> 
         return NONE
     if isinstance(activation, Activation):
         return activation
-    if isinstance(activation, str) and activation in NAMES:
-        return Activation(activation, _SLOPED.get(activation, 0.0))
+    if isinstance(activation, str) and activation in _NAMED:
+        return _NAMED[activation]
     module = activation() if isinstance(activation, type) and activation in MODULES else activation
     if type(module) in MODULES:
         return MODULES[type(module)](module)

@@ -78,12 +78,13 @@ def batch_norm(
         >>> batch_norm(x, weight=torch.tensor([10.0]), training=True, eps=1e-12).tolist()
         [[-10.0], [10.0]]
     """
-    check_virtual_batch_size(virtual_batch_size)
+    if virtual_batch_size is not None:
+        check_virtual_batch_size(virtual_batch_size)
     return normalize_batch(
         Operands(input, weight, bias, residual, mask),
         Running(running_mean, running_var),
         Settings(eps, activations.parse(activation), virtual_batch_size or 0),
         training,
-        Tracking(momentum),
+        Tracking(momentum) if training else None,
         ranks=process_group,
     )[0]

@@ -74,11 +74,24 @@ def normalize_batch(
         renorm: r_max and d_max of batch renormalization.
     """
     x, _, _, residual, mask = operands
-    activation = settings.activation
+    alone = ranks is None and renorm is None
+    fuses = residual is None or (
+        isinstance(residual, Tensor) and residual.shape == x.shape and residual.dtype == x.dtype
+    )
+    at_once = alone and fuses and steps.compiled_at_once(*operands, *running)
+    if at_once:
+        # To check everything takes as long as to normalise a small batch. The operators check it too, before anything
+        # is written, but have no good words: those are looked for once they refused.
+        try:
+            return _normalize_alone(operands, running, settings, training, tracking)
+        except Exception as error:
+            refusal = error
     check(operands, *running, training, settings, synchronized=ranks is not None, renormalized=renorm is not None)
-    if not training:
-        settings = settings._replace(virtual_batch=0)  # nothing is measured
-    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+    if at_once:
+        raise refusal  # pyright: ignore[reportPossiblyUnboundVariable]
+    if not fuses:
+        assert residual is not None
+        activation = settings.activation
         z, statistics = normalize_batch(
             operands._replace(residual=None), running, settings._replace(activation=activations.NONE), training,
             tracking, ranks, renorm,
@@ -87,44 +100,54 @@ def normalize_batch(
             return activation(z + residual), statistics
         mask = broadcast_mask(mask, x)  # the residual too may have anything under it
         return torch.where(mask, activation(z + torch.where(mask, residual, 0.0)), 0.0), statistics
-    if _exports() and _is_standard(operands, settings, training, tracking, ranks, renorm):
+    if _exports() and alone and _is_standard(mask, settings, training, tracking):
         momentum = 0.0 if tracking is None else tracking.momentum
         z = _standard(operands, running, training, momentum, settings.eps)
-        y = activation(z if residual is None else z + residual)
+        y = settings.activation(z if residual is None else z + residual)
         return y if mask is None else torch.where(broadcast_mask(mask, x), y, 0.0), None
+    if alone or not training:
+        return _normalize_alone(operands, running, settings, training, tracking)
+    with torch.no_grad():
+        statistics = steps.measure(x.detach(), mask, settings)
+        if ranks is not None:
+            statistics = collective.merge_over(statistics, settings.eps, ranks)
+            if mask is None and collective.is_lonely(statistics):
+                raise lonely_values(x)
+        followed = _followed(statistics, settings.eps, tracking)
+    if renorm is not None:
+        operands = _renormalized(operands, running, statistics, settings.eps, *renorm)
+    y = normalize_measured(operands, statistics, settings, ranks)
+    _follow(running, followed, tracking)
+    return y, statistics
+
+
+def _normalize_alone(
+    operands: Operands, running: Running, settings: Settings, training: bool, tracking: Tracking | None
+) -> tuple[Tensor, Tensor | None]:
+    """`normalize_batch` on this process alone, its residual of x's shape and dtype."""
     if not training:
         assert running.mean is not None
         assert running.var is not None
+        if settings.virtual_batch:  # nothing is measured
+            settings = settings._replace(virtual_batch=0)
         return normalize(operands, running.mean, running.var, settings), None
-    if ranks is None and renorm is None:
-        y, statistics = measure_and_normalize(operands, settings)
-        followed = _followed(statistics, settings.eps, tracking)
-    else:
-        with torch.no_grad():
-            statistics = steps.measure(x.detach(), mask, settings)
-            if ranks is not None:
-                statistics = collective.merge_over(statistics, settings.eps, ranks)
-                if mask is None and collective.is_lonely(statistics):
-                    raise lonely_values(x)
-            followed = _followed(statistics, settings.eps, tracking)
-        if renorm is not None:
-            operands = _renormalized(operands, running, statistics, settings.eps, *renorm)
-        y = normalize_measured(operands, statistics, settings, ranks)
-    if tracking is not None:
-        _track(running, followed, tracking)
+    y, statistics = measure_and_normalize(operands, settings)
+    _follow(running, _followed(statistics, settings.eps, tracking), tracking)
     return y, statistics
 
 
 def track(running: Running, moments: Moments, tracking: Tracking) -> Tensor:
     """Move the running statistics, in place, towards moments that were measured before; returns their statistics."""
     statistics = plain.statistics_of(moments.count, moments.mean, moments.m2, eps=1.0)
-    _track(running, _followed(statistics, 1.0, tracking), tracking)
+    _follow(running, _followed(statistics, 1.0, tracking), tracking)
     return statistics
 
 
-def _track(running: Running, statistics: Tensor, tracking: Tracking) -> None:
-    if running.mean is not None:
-        steps.track(*running, statistics, tracking.momentum, tracking.unbiased, tracking.nonfinite == "skip")
+def _follow(running: Running, statistics: Tensor, tracking: Tracking | None) -> None:
+    mean, var = running
+    if tracking is not None and not (mean is None and var is None):
+        # One without the other is refused there.
+        steps.track(mean, var, statistics, tracking.momentum, tracking.unbiased, tracking.nonfinite == "skip")  # pyright: ignore[reportArgumentType]
 
 
 def moments_of(statistics: Tensor) -> Moments:
@@ -187,18 +210,10 @@ def _exports() -> bool:
     return tracing or torch.compiler.is_exporting()
 
 
-def _is_standard(
-    operands: Operands, settings: Settings, training: bool, tracking: Tracking | None, ranks: object, renorm: object
-) -> bool:
+def _is_standard(mask: Tensor | None, settings: Settings, training: bool, tracking: Tracking | None) -> bool:
     """Whether torch's own operator computes this."""
     usual = tracking is None or (not isinstance(tracking.momentum, Tensor) and tracking.unbiased)
-    return (
-        usual
-        and (operands.mask is None or not training)
-        and not settings.virtual_batch
-        and ranks is None
-        and renorm is None
-    )
+    return usual and not (training and (mask is not None or settings.virtual_batch))
 
 
 def _standard(operands: Operands, running: Running, training: bool, momentum: float | Tensor, eps: float) -> Tensor:

@@ -34,11 +34,17 @@ def activation_of(name):
     return Activation(name, SLOPES.get(name, 0.0))
 
 
+def parameters(x, v):
+    """weight and bias, of x's dtype or float32 beside a low-precision x."""
+    given = v.get("weight"), v.get("bias")
+    return [p.double() if p is not None and x.dtype == torch.float64 else p for p in given]
+
+
 def run(x, v, dy, *, residual=None, activation=None, mask=None, training=True, keep_y=False):
     """y and all gradients by the compiled operators: in one call where there is no mask, else step by step."""
     activation = activation or Activation("none")
     act = (activation.code, activation.slope)
-    w, b = v.get("weight"), v.get("bias")
+    w, b = parameters(x, v)
     if mask is None and training:
         y, statistics = compiled.forward(x, w, b, residual, mask, EPS, *act, 0)
     elif training:
@@ -65,7 +71,7 @@ def check(x, v, dy, **options):
     running = None if training else (v["running_mean"], v["running_var"])
     activation = options.get("activation") or Activation("none")
     y, mean, var, dx, dresidual, dbias, dweight = run(x, v, dy, keep_y=keep_y, training=training, **options)
-    w, b = v.get("weight"), v.get("bias")
+    w, b = parameters(x, v)
     exact = reference.forward(x, w, b, EPS, running=running, **options)
     grads = reference.backward(dy, x, w, b, EPS, running=running, **options)
     assert activation is not None
@@ -347,10 +353,28 @@ def test_momentum_moves_the_running_statistics_as_torch_does():
 
 
 def test_nothing_measured_moves_nothing():
-    v = vectors(5)
-    before = v["running_mean"].clone()
-    compiled.update_running_(v["running_mean"], None, compiled.measure(make((0, 5)), None, EPS, 0), 0.3, True, False)
-    assert torch.equal(v["running_mean"], before)
+    mean, var = torch.full((5,), 2.0), torch.full((5,), 3.0)
+    compiled.update_running_(mean, var, compiled.measure(make((0, 5)), None, EPS, 0), 0.3, True, False)
+    assert torch.equal(mean, torch.full((5,), 2.0))
+    assert torch.equal(var, torch.full((5,), 3.0))
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(6), torch.ones(5, 1), torch.ones(5, dtype=torch.int32)], ids=str)
+def test_a_wrong_running_variance_leaves_the_running_mean_as_it_was(wrong):
+    mean, statistics = torch.zeros(5), compiled.measure(make((4, 5)), None, EPS, 0)
+    with pytest.raises(RuntimeError, match="running_var|float32"):
+        compiled.update_running_(mean, wrong, statistics, 0.3, True, False)
+    assert torch.equal(mean, torch.zeros(5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_running_statistics_of_any_floating_dtype_move(dtype):
+    mean, var = torch.ones(5, dtype=dtype), torch.ones(5, dtype=dtype)
+    statistics = compiled.measure(make((9, 5)), None, EPS, 0)
+    compiled.update_running_(mean, var, statistics, 0.25, True, False)
+    count, measured, m2, _ = statistics
+    torch.testing.assert_close(mean, (0.75 + 0.25 * measured).to(dtype))
+    torch.testing.assert_close(var, (0.75 + 0.25 * m2 / (count - 1)).to(dtype))
 
 
 @pytest.mark.parametrize(
@@ -361,6 +385,9 @@ def test_nothing_measured_moves_nothing():
         ({"residual": torch.ones(3, 5)}, "residual must have the input's shape"),
         ({"residual": torch.ones(3, 4).double()}, "residual must have the input's dtype"),
         ({"weight": torch.ones(5)}, "weight must have one value a channel"),
+        ({"weight": torch.ones(4).double()}, "weight must have the input's dtype"),
+        ({"x": torch.ones(1, 4)}, "no variance"),
+        ({"eps": 0.0}, "eps must be positive"),
         ({"act": 11}, "no activation number 11"),
     ],
 )

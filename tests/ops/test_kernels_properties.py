@@ -41,7 +41,9 @@ def test_forward_and_backward(data):
     x = data.draw(tensors(shape, dtype))
     dy = data.draw(tensors(shape, dtype))
     residual = data.draw(st.none() | tensors(shape, dtype))
-    vector = st.none() | tensors(shape[1:2], torch.float32) | tensors(shape[1:2], dtype)
+    vector = st.none() | tensors(shape[1:2], dtype)
+    if dtype.itemsize == 2:
+        vector = vector | tensors(shape[1:2], torch.float32)
     weight, bias = data.draw(vector), data.draw(vector)
     masks = st.none() | st.integers(0, 2**16).map(
         lambda seed: torch.rand(shape[0], *shape[2:], generator=torch.Generator().manual_seed(seed)) < 0.7
@@ -54,9 +56,10 @@ def test_forward_and_backward(data):
     statistics = compiled.measure(x, mask, EPS, 0)
     count = statistics[0].max()
     y = compiled.normalize(x, statistics, weight, bias, residual, mask, *act, 0)
-    together, statistics_too = compiled.forward(x, weight, bias, residual, mask, EPS, *act, 0)
-    assert_close(together, y.double())
-    torch.testing.assert_close(statistics_too, statistics, rtol=1e-15, atol=0)  # rstd, rounded in another order
+    if mask is not None or x.numel() > x.size(1):  # one value in a channel is refused
+        together, statistics_too = compiled.forward(x, weight, bias, residual, mask, EPS, *act, 0)
+        assert_close(together, y.double())
+        torch.testing.assert_close(statistics_too, statistics, rtol=1e-15, atol=0)  # rstd, rounded in another order
     rest = (weight, bias, residual, None, mask)
     dbias, dweight = sums = compiled.reduce(dy, x, statistics, *rest, *act, 0)
     dx, dresidual = compiled.apply(dy, x, statistics, *rest, sums, *act, 0, True, True)

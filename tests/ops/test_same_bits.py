@@ -27,7 +27,7 @@ def normal(shape, dtype, layout=torch.contiguous_format):
     return x.contiguous(memory_format=layout) if x.dim() == 4 else x
 
 def results(x, dy, residual, code, mask):
-    weight, bias = normal(x.shape[1:2], torch.float32), normal(x.shape[1:2], torch.float32)
+    weight, bias = (normal(x.shape[1:2], torch.promote_types(x.dtype, torch.float32)) for _ in range(2))
     y, statistics = op.forward(x, weight, bias, residual, None, 1e-5, code, 0.3, 0)
     kept = (weight, bias, residual, None)
     return [

@@ -193,8 +193,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             tracks = False
             y, statistics = normalize_batch(operands, running, settings, False, None)
         # After the fact, so that an input that raises leaves the count as it was.
-        if tracks and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        if tracks and (batches := self.num_batches_tracked) is not None:
+            batches.add_(1)
         if self.training and statistics is not None and not again:
             self._remember(statistics, tracks)
         return y if dim == 1 else channels_back(y, input, dim)

@@ -48,7 +48,13 @@ def normalize_measured(
 
 
 def _differentiates(operands: Operands) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    x, weight, bias, residual, _ = operands
+    return torch.is_grad_enabled() and (
+        x.requires_grad  # in training mostly enough
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    )
 
 
 class Normalize(torch.autograd.Function):
@@ -72,7 +78,7 @@ class MeasureAndNormalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         *operands, settings = inputs
-        y, statistics = steps.forward(Operands(*operands), settings)
+        y, statistics = steps.forward(Operands._make(operands), settings)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         _keep(ctx, operands, y, statistics, settings)

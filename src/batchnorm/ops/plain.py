@@ -111,8 +111,8 @@ def apply(
 
 @torch.no_grad()
 def track(
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
     statistics: Tensor,
     momentum: float | Tensor,
     unbiased: bool,
@@ -124,9 +124,8 @@ def track(
     missing = 1 if unbiased else 0
     variance = m2 / (count - missing).clamp(min=1)
     for running, measured, enough in ((running_mean, mean, count > 0), (running_var, variance, count > missing)):
-        if running is not None:
-            tracked = running.double()
-            running.copy_(torch.where(enough & sound, tracked + (measured - tracked) * momentum, tracked))
+        tracked = running.double()
+        running.copy_(torch.where(enough & sound, tracked + (measured - tracked) * momentum, tracked))
 
 
 def _dz_and_xhat(

@@ -17,12 +17,23 @@ from .load import COMPILED
 from .plain import Operands, Settings
 
 _COMPILED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_PRECISE = (torch.float32, torch.float64)
 
 
 def compiled(x: Tensor) -> bool:
     """Whether the compiled operators serve this input."""
     return COMPILED and x.is_cpu and x.dtype in _COMPILED_DTYPES
+
+
+def compiled_at_once(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether they are about to compute, with nobody tracing: they check all arguments before they write anything."""
+    return (
+        type(x) is Tensor  # a fake, say, has no values
+        and compiled(x)
+        and all([t is None or t.is_cpu for t in others])  # of a device that has no values, nothing is computed
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and not under_transform()
+    )
 
 
 def under_transform() -> bool:
@@ -73,8 +84,8 @@ def infer(operands: Operands, running_mean: Tensor, running_var: Tensor, setting
 
 
 def track(
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
     statistics: Tensor,
     momentum: float | Tensor,
     unbiased: bool = True,
@@ -85,9 +96,10 @@ def track(
     The variance tracked is m2 / (count - 1), or the biased one. A channel with too few samples to have a statistic
     keeps what it had; so does one that is not finite, if those are to be skipped.
     """
-    # The compiled operator knows nothing of low precision, nor of vmap, where these may be a batch of statistics.
-    precise = all(r is None or (r.is_cpu and r.dtype in _PRECISE) for r in (running_mean, running_var))
-    if COMPILED and precise and not isinstance(momentum, Tensor) and not under_transform():
+    # Reading a momentum that is a tensor costs nothing here, but breaks a graph that is being compiled. vmap may have made
+    # a batch of the running statistics.
+    known = not isinstance(momentum, Tensor) or not torch.compiler.is_compiling()
+    if compiled(statistics) and known and not under_transform():
         torch.ops.batchnorm.update_running_.default(
             running_mean, running_var, statistics, float(momentum), unbiased, skip_nonfinite
         )
