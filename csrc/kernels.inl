@@ -206,10 +206,9 @@ void moments(const Strip<typename F::Compute>& given, const typename F::Compute*
   squares.finish();
 }
 
-// Where in a row the first line begins that can be streamed to `out`.
+// Where in a row the first line begins that is one of `out` in memory: only such can be streamed, and others are two.
 template <class F>
-INLINE int64_t head(const typename F::Stored* out, bool stream) {
-  if (!stream) return 0;
+INLINE int64_t head(const typename F::Stored* out) {
   constexpr int64_t bytes = Pack<typename F::Compute>::lanes * sizeof(*out);
   return (bytes - reinterpret_cast<uintptr_t>(out) % bytes) % bytes / static_cast<int64_t>(sizeof(*out));
 }
@@ -239,7 +238,9 @@ void normalize(const Strip<typename F::Compute>& given) {
     const auto* x = row_in<F>(strip.x, r);
     const auto* residual = row_in<F>(strip.residual, r);
     auto* y = row_out<F>(strip.y, r);
-    lines<A, false>(strip.width, head<F>(y, strip.stream), [&](int64_t i, auto amount) __attribute__((always_inline)) {
+    // Constants one a position lie in lines from the row's beginning on.
+    const int64_t start = shared || strip.stream ? head<F>(y) : 0;
+    lines<A, false>(strip.width, start, [&](int64_t i, auto amount) __attribute__((always_inline)) {
       const AffineLine<A> line = affine(i);
       Pack<A> z = line(load<F>(x + i, amount) - line.high);
       if (kind == joined || (kind == general && strip.residual.data)) z = z + load<F>(residual + i, amount);
@@ -304,8 +305,8 @@ void apply(const Strip<typename F::Compute>& given) {
     const Constant<A, shared> mean_dz(constants.mean_dz + at), slope_dz(constants.slope_dz + at);
     const auto* x = row_in<F>(strip.x, r);
     auto *dx = row_out<F>(strip.dx, r), *dresidual = row_out<F>(strip.dresidual, r);
-    const int64_t start = head<F>(strip.dx.data ? dx : dresidual, strip.stream);
-    const bool stream_both = strip.stream && head<F>(dresidual, true) == start;
+    const int64_t start = shared || strip.stream ? head<F>(strip.dx.data ? dx : dresidual) : 0;
+    const bool stream_both = strip.stream && head<F>(dresidual) == start;
     lines<A, false>(strip.width, start, [&](int64_t i, auto amount) __attribute__((always_inline)) {
       const AffineLine<A> line = affine(i);
       const Pack<A> centred = load<F>(x + i, amount) - line.high;

@@ -16,7 +16,7 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 
-constexpr int64_t huge_bytes = 8 << 20;  // an output this large is advised to have huge pages
+constexpr int64_t huge_bytes = 4 << 20;  // an output this large is advised to have huge pages
 
 // torch's own rule for suggest_memory_format(), ambiguous cases included.
 bool is_channels_last(const Tensor& x) {
