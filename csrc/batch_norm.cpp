@@ -30,12 +30,12 @@ void share(int64_t tasks, int64_t values_a_task, const F& f) {
 
 // Which loops serve. A saved y is not the y that normalize writes, and counts only beside dy.
 Kind kind_of(const Problem& p) {
-  const bool relu = p.activation == Activation::relu, backward = p.dy.data;
-  if (p.mask || !(relu || p.activation == Activation::none) || (backward && !p.dx.data && p.dresidual.data)) return general;
-  if (!backward) return p.residual.data ? joined : relu ? rectified : plain;
-  if (!relu) return p.dresidual.data ? general : plain;
-  if (p.y.data) return joined;
-  return p.residual.data || p.dresidual.data ? general : rectified;
+  const Activation act = p.activation;
+  const bool none = act == Activation::none, relu = act == Activation::relu, backward = p.dy.data;
+  if (p.mask || (backward && !p.dx.data && p.dresidual.data)) return general;
+  const bool alone = !p.residual.data && !(backward && (p.y.data || p.dresidual.data));
+  if (alone) return none ? plain : relu ? rectified : act == Activation::relu6 ? clipped : general;
+  return (backward ? relu && p.y.data : none || relu) ? joined : general;
 }
 
 // An estimate of the mean in not many more bits than values have: what a subtraction rounds away, alike for all values of few

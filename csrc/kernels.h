@@ -54,14 +54,15 @@ struct Strip {
   bool stream = false;        // write past the caches
 };
 
-// What a strip's loop has to do. The first two know no residual, the first three no mask, and all of those write dx.
+// What a strip's loop has to do. The first three know no residual, the first four no mask, and all of those write dx.
 enum Kind {
   plain,
   rectified,  // relu, its derivative from x
+  clipped,    // relu6, in the same way
   joined,     // a residual, and relu or nothing: relu's derivative is from y, and dresidual is written where it is there
   general,    // any activation and whatever is there
 };
-constexpr int kind_count = 4;
+constexpr int kind_count = 5;
 
 // Each loop in two forms, [0] one constant a row and [1] one a position; the latter three also by kind.
 template <class A>

@@ -244,7 +244,8 @@ void normalize(const Strip<typename F::Compute>& given) {
       const AffineLine<A> line = affine(i);
       Pack<A> z = line(load<F>(x + i, amount) - line.high);
       if (kind == joined || (kind == general && strip.residual.data)) z = z + load<F>(residual + i, amount);
-      if constexpr (kind == rectified) z = larger(splat<A>(0), z);
+      if constexpr (kind == rectified || kind == clipped) z = larger(splat<A>(0), z);
+      if constexpr (kind == clipped) z = smaller(splat<A>(6), z);
       if constexpr (kind == joined) z = larger(least, z);
       if constexpr (kind == general) z = masked(strip, r, i, amount, activate(strip.activation, z, strip.slope));
       store<F>(y + i, z, amount, strip.stream);
@@ -259,6 +260,7 @@ INLINE Pack<A> gradient(const Strip<A>& strip, const AffineLine<A>& line, Pack<A
   const Pack<A> dy = load<F>(row_in<F>(strip.dy, r) + i, amount);
   if constexpr (kind == plain) return dy;
   if constexpr (kind == rectified) return chain(Activation::relu, line(centred), A{0}, dy);
+  if constexpr (kind == clipped) return chain(Activation::relu6, line(centred), A{0}, dy);
   if constexpr (kind == joined) return chain(Activation::relu, load<F>(row_in<F>(strip.y, r) + i, amount), A{0}, dy);
   if (strip.y.data)
     return chain_from_y(strip.activation, load<F>(row_in<F>(strip.y, r) + i, amount), strip.slope, dy);
@@ -326,8 +328,10 @@ void apply(const Strip<typename F::Compute>& given) {
 // Types that training seldom uses have the general loops alone, which are nearly as fast.
 template <class F, bool common>
 constexpr Kernels<typename F::Compute> table() {
-  constexpr Kind none = common ? plain : general, relu = common ? rectified : general, add = common ? joined : general;
-#define KINDS(loop, shared) {loop<F, shared, none>, loop<F, shared, relu>, loop<F, shared, add>, loop<F, shared, general>}
+  constexpr Kind none = common ? plain : general, relu = common ? rectified : general, relu6 = common ? clipped : general,
+                 add = common ? joined : general;
+#define KINDS(loop, shared) \
+  {loop<F, shared, none>, loop<F, shared, relu>, loop<F, shared, relu6>, loop<F, shared, add>, loop<F, shared, general>}
   return {
       {sum<F, true>, sum<F, false>},
       {{moments<F, true, false>, moments<F, true, true>}, {moments<F, false, false>, moments<F, false, true>}},

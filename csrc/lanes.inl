@@ -71,28 +71,26 @@ INLINE Pack<A> select(Mask<A> mask, Pack<A> yes, Pack<A> no) {
   return yes;
 }
 
-// a > b ? a : b, which is b where one of them is NaN: the machine's own instruction.
-template <class V>
-INLINE V larger_part(V a, V b) {
-#define MAX(bytes, bits, floats, doubles)                                                       \
-  if constexpr (sizeof(V) == bytes) {                                                           \
-    if constexpr (sizeof(a[0]) == sizeof(float)) return (V)bits##_max_ps((floats)a, (floats)b); \
-    else return (V)bits##_max_pd((doubles)a, (doubles)b);                                       \
+// a > b ? a : b, and a < b ? a : b, which is b where one of them is NaN: the machine's own instructions.
+#define EXTREME(name, op)                                                                       \
+  template <class V>                                                                            \
+  INLINE V name##_part(V a, V b) {                                                              \
+    constexpr bool floats = sizeof(a[0]) == sizeof(float);                                      \
+    if constexpr (sizeof(V) == 16 && floats) return (V)_mm_##op##_ps((__m128)a, (__m128)b);     \
+    if constexpr (sizeof(V) == 16 && !floats) return (V)_mm_##op##_pd((__m128d)a, (__m128d)b);  \
+    if constexpr (sizeof(V) == 32 && floats) return (V)_mm256_##op##_ps((__m256)a, (__m256)b);  \
+    if constexpr (sizeof(V) == 32 && !floats) return (V)_mm256_##op##_pd((__m256d)a, (__m256d)b); \
+    if constexpr (sizeof(V) == 64 && floats) return (V)_mm512_##op##_ps((__m512)a, (__m512)b);  \
+    if constexpr (sizeof(V) == 64 && !floats) return (V)_mm512_##op##_pd((__m512d)a, (__m512d)b); \
+  }                                                                                             \
+  template <class A>                                                                            \
+  INLINE Pack<A> name(Pack<A> a, Pack<A> b) {                                                   \
+    for (int i = 0; i < a.parts; ++i) a.part[i] = name##_part(a.part[i], b.part[i]);            \
+    return a;                                                                                   \
   }
-  MAX(16, _mm, __m128, __m128d)
-#if VECTOR_BYTES >= 32
-  MAX(32, _mm256, __m256, __m256d)
-#endif
-#if VECTOR_BYTES >= 64
-  MAX(64, _mm512, __m512, __m512d)
-#endif
-#undef MAX
-}
-template <class A>
-INLINE Pack<A> larger(Pack<A> a, Pack<A> b) {
-  for (int i = 0; i < a.parts; ++i) a.part[i] = larger_part(a.part[i], b.part[i]);
-  return a;
-}
+EXTREME(larger, max)
+EXTREME(smaller, min)
+#undef EXTREME
 
 // The sum of all lanes, halves added to halves.
 template <class A>
