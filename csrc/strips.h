@@ -11,9 +11,13 @@ constexpr int64_t streamed_row = 4 << 10;    // bytes of a row that make up for 
 
 inline int64_t value_bytes(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
 
-// Whether an activation stays in the cache that cores share. One of half of that cache or more does not: its output would only
-// push others out, and its second reading finds nothing of the first.
-inline bool cached(const Problem& p) { return p.shape.values() * value_bytes(p.type) < 16 << 20; }
+// Whether all that is read and written stays in the cache that cores share. Of more, outputs would push out what is read a
+// second time.
+inline bool cached(const Problem& p) {
+  int64_t tensors = 0;
+  for (const Operand* operand : {&p.x, &p.residual, &p.y, &p.dy, &p.dx, &p.dresidual}) tensors += operand->data != nullptr;
+  return tensors * p.shape.values() * value_bytes(p.type) < 32 << 20;
+}
 
 template <class A>
 class Strips {

@@ -143,7 +143,7 @@ def test_layouts_and_dtypes(name, layout, dtype):
     check(x, vectors(shape[1]), dy)
 
 
-# Over 16 MiB, each tile, or a few of them, is measured and normalized before the next.
+# Of over 16 MiB, so that each tile, or a few of them, is measured and normalized before the next.
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(
     ("shape", "layout"),
