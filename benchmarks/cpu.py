@@ -1,9 +1,10 @@
 """Times batch normalization on the CPU beside torch's, over the whole list of shapes, and writes what came out.
 
-    python benchmarks/cpu.py [--quick] [--compile] [--seconds 1.0]
+    python benchmarks/cpu.py [--quick] [--compile] [--what BN+ReLU ...] [--mode forward+backward ...] [--seconds 0.2]
 
-prints a table and writes it to benchmarks/results/cpu.md. --quick takes a few minutes, the whole list much longer. How
-it is timed, and what the floor is, says batchnorm.lab.timing; `batchnorm bench` is the short version.
+prints a table and writes it to benchmarks/results/cpu.md, or cpu_compile.md with --compile, which compiles every entry
+for many seconds. The whole list takes a quarter of an hour, --quick a few minutes. How it is timed, and what the floor
+is, says batchnorm.lab.timing; `batchnorm bench` is the short version.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import statistics
 
 from common import header, save
 
-from batchnorm.lab.timing import IMAGES, OTHERS, Result, cases, measure, summarize
+from batchnorm.lab.timing import IMAGES, MODES, OTHERS, VARIANTS, Result, cases, measure, summarize
 
 QUICK = [
     (32, 64, 56, 56),
@@ -38,6 +39,9 @@ def summary(results: list[Result]) -> list[str]:
     lines += [f"| {s.dtype}, {s.variant}, {s.mode} | {s.ratio:.2f} | {s.slowest:.2f} |" for s in summarize(results)]
     large = [r.fraction for r in results if r.case.bytes > LARGE]
     slower = sum(r.eager < 0.95 for r in results)
+    compiled = [r.compiled for r in results if r.compiled is not None]
+    if compiled:
+        lines += ["", f"torch.compile / ours: {statistics.geometric_mean(compiled):.2f}, at least {min(compiled):.2f}."]
     lines += [
         "",
         f"Over 8 MiB: {statistics.median(large):.0%} of the copy floor in the median, at least {min(large):.0%}."
@@ -51,15 +55,17 @@ def summary(results: list[Result]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few shapes")
-    parser.add_argument("--compile", action="store_true", help="time torch.compile too (compiling takes minutes)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each entry, about")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile too")
+    parser.add_argument("--what", nargs="+", choices=VARIANTS, default=VARIANTS, help="only these")
+    parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES, help="only these")
+    parser.add_argument("--seconds", type=float, default=0.2, help="for each entry, about")
     arguments = parser.parse_args()
 
     columns = ["| shape | dtype | channels | what | mode | ours, µs | of the floor | eager / ours | compile / ours |"]
     columns += ["|---|---|---|---|---|---|---|---|---|"]
     print("\n".join(columns))
     results = []
-    for case in cases(QUICK if arguments.quick else IMAGES + OTHERS):
+    for case in cases(QUICK if arguments.quick else IMAGES + OTHERS, arguments.what, arguments.mode):
         results.append(measure(case, arguments.seconds, arguments.compile))
         print(row(results[-1]), flush=True)
     print("\n" + "\n".join(summary(results)))
@@ -67,7 +73,8 @@ def main() -> None:
         "A ratio above 1 says how many times faster this package is than torch. Every entry was first compared with "
         "float64. What the columns mean: see `batchnorm.lab.timing`."
     )
-    save("cpu", [*header("Batch normalization on the CPU", notes), *summary(results), "", *columns, *map(row, results)])
+    name = "cpu_compile" if arguments.compile else "cpu"
+    save(name, [*header("Batch normalization on the CPU", notes), *summary(results), "", *columns, *map(row, results)])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Every side allocates its own output. A ratio is the median, over rounds, of torch's time over ours in the same round,
 so that what else the machine does weighs on both. The floor is the memory traffic that the operation cannot do
-without, at the bandwidth of a copy measured in the same rounds: where a channel stays in cache between its two readings
+without, at the bandwidth of a copy measured in the same rounds (large outputs are fresh memory, which the copy gets in
+small pages and ours in huge ones: hence fractions over 1): where a channel stays in cache between its two readings
 (channels first), forward 2 T and backward 3 T, with T the bytes of one activation; channels last 3 T and 5 T; a
 residual adds 1 T and 2 T.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +36,7 @@ LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 DTYPES = (torch.float32, torch.bfloat16)
 VARIANTS = ("BN", "BN+ReLU", "BN+add+ReLU")
 MODES = ("forward", "forward+backward", "eval")
-ROUNDS = 5, 400  # at least and at most
+ROUNDS = 9, 400  # at least and at most, after a first one
 CHECKED_VALUES = 1 << 20
 
 
@@ -193,7 +195,8 @@ def measure(case: Case, seconds: float, with_compile: bool = False) -> Result:
         "eager": problem.step(problem.torchs),
     }
     if with_compile:
-        functions["compile"] = problem.step(torch.compile(problem.torchs))
+        torch.compiler.reset()  # else, after a few cases, it would stop compiling anew
+        functions["compile"] = problem.step(torch.compile(problem.torchs, fullgraph=True))
     times = _interleave(functions, seconds)
 
     def ratio(over: str) -> float:
@@ -210,18 +213,18 @@ def measure(case: Case, seconds: float, with_compile: bool = False) -> Result:
 
 
 def _interleave(functions: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
+    """Seconds of each function in each round, in another order every time: what ran before leaves its traces."""
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()
     least, most = ROUNDS
     began = time.perf_counter()
-    for rounds in range(most):
-        if rounds >= least and time.perf_counter() - began >= seconds:
+    for rounds in range(most + 1):
+        if rounds > least and time.perf_counter() - began >= seconds:
             break
-        for name, function in functions.items():
+        for name in random.sample(list(functions), len(functions)):
             start = time.perf_counter()
-            result = function()
-            times[name].append(time.perf_counter() - start)
+            result = functions[name]()
+            if rounds:
+                times[name].append(time.perf_counter() - start)
             del result  # outside the time, for every side
     return times
 
