@@ -362,7 +362,7 @@ def test_nothing_measured_moves_nothing():
 @pytest.mark.parametrize("wrong", [torch.ones(6), torch.ones(5, 1), torch.ones(5, dtype=torch.int32)], ids=str)
 def test_a_wrong_running_variance_leaves_the_running_mean_as_it_was(wrong):
     mean, statistics = torch.zeros(5), compiled.measure(make((4, 5)), None, EPS, 0)
-    with pytest.raises(RuntimeError, match="running_var|float32"):
+    with pytest.raises(RuntimeError, match=r"running_var|float32"):
         compiled.update_running_(mean, wrong, statistics, 0.3, True, False)
     assert torch.equal(mean, torch.zeros(5))
 

@@ -26,10 +26,12 @@ def compiled(x: Tensor) -> bool:
 
 def compiled_at_once(x: Tensor, *others: Tensor | None) -> bool:
     """Whether they are about to compute, with nobody tracing: they check all arguments before they write anything."""
+    for other in others:
+        if other is not None and not other.is_cpu:  # then another device's operators would be asked
+            return False
     return (
         type(x) is Tensor  # a fake, say, has no values
         and compiled(x)
-        and all([t is None or t.is_cpu for t in others])  # of a device that has no values, nothing is computed
         and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
         and not under_transform()
@@ -96,8 +98,8 @@ def track(
     The variance tracked is m2 / (count - 1), or the biased one. A channel with too few samples to have a statistic
     keeps what it had; so does one that is not finite, if those are to be skipped.
     """
-    # Reading a momentum that is a tensor costs nothing here, but breaks a graph that is being compiled. vmap may have made
-    # a batch of the running statistics.
+    # Reading a momentum that is a tensor costs nothing here, but breaks a graph that is being compiled. vmap may have
+    # made a batch of the running statistics.
     known = not isinstance(momentum, Tensor) or not torch.compiler.is_compiling()
     if compiled(statistics) and known and not under_transform():
         torch.ops.batchnorm.update_running_.default(
