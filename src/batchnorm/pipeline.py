@@ -78,8 +78,8 @@ def normalize_batch(
     fuses = residual is None or (
         isinstance(residual, Tensor) and residual.shape == x.shape and residual.dtype == x.dtype
     )
-    at_once = alone and fuses and steps.compiled_at_once(*operands, *running)
-    if at_once:
+    refusal: Exception | None = None
+    if alone and fuses and steps.compiled_at_once(*operands, *running):
         # To check everything takes as long as to normalise a small batch. The operators check it too, before anything
         # is written, but have no good words: those are looked for once they refused.
         try:
@@ -87,8 +87,8 @@ def normalize_batch(
         except Exception as error:
             refusal = error
     check(operands, *running, training, settings, synchronized=ranks is not None, renormalized=renorm is not None)
-    if at_once:
-        raise refusal  # pyright: ignore[reportPossiblyUnboundVariable]
+    if refusal is not None:  # out of memory, say
+        raise refusal
     if not fuses:
         assert residual is not None
         activation = settings.activation
