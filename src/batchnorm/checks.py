@@ -19,8 +19,8 @@ def check(
     running_var: Tensor | None,
     training: bool,
     settings: Settings,
-    synchronized: bool,
-    renormalized: bool,
+    synchronized: bool = False,
+    renormalized: bool = False,
 ) -> None:
     """Raise what torch raises for the same mistake, saying the rule, what was received, and the likely cure."""
     x, weight, bias, residual, mask = operands

@@ -78,17 +78,18 @@ def normalize_batch(
     fuses = residual is None or (
         isinstance(residual, Tensor) and residual.shape == x.shape and residual.dtype == x.dtype
     )
-    refusal: Exception | None = None
     if alone and fuses and steps.compiled_at_once(*operands, *running):
         # To check everything takes as long as to normalise a small batch. The operators check it too, before anything
         # is written, but have no good words: those are looked for once they refused.
         try:
             return _normalize_alone(operands, running, settings, training, tracking)
-        except Exception as error:
-            refusal = error
+        except Exception:
+            try:
+                check(operands, *running, training, settings)
+            except Exception as said:
+                raise said from None
+            raise
     check(operands, *running, training, settings, synchronized=ranks is not None, renormalized=renorm is not None)
-    if refusal is not None:  # out of memory, say
-        raise refusal
     if not fuses:
         assert residual is not None
         activation = settings.activation
