@@ -284,8 +284,7 @@ class Runner {
 
   template <class F>
   void each_block(int64_t tile, int64_t piece, F f) const {
-    const int64_t first = piece * cut_.piece_blocks, last = std::min(first + cut_.piece_blocks, cut_.blocks);
-    for (int64_t b = first; b < last; ++b) f(cut_.block(tile, b));
+    for (int64_t b = piece * cut_.piece_blocks; b < cut_.end(piece); ++b) f(cut_.block(tile, b));
   }
 
   const Problem& p_;

@@ -68,11 +68,12 @@ class ChannelConstants {
   // Beside an infinite factor, what a mean's rounding left away is nothing.
   static double times(double factor, double low) { return std::isinf(factor) ? 0 : factor * low; }
 
-  A* row(int kind) { return lines_[kind * stride_].values; }
-  const A* row(int kind) const { return lines_[kind * stride_].values; }
+  A* row(int kind) { return reinterpret_cast<A*>(lines_.data() + kind * stride_); }
+  const A* row(int kind) const { return reinterpret_cast<const A*>(lines_.data() + kind * stride_); }
 
   const Problem& p_;
-  // Lines of the cache, for a load that straddles two takes twice as long. Each kind is readable for one past its end.
+  // Lines of the cache, for a load that straddles two takes twice as long. Each kind is readable for one past its end, and
+  // begins at another place in a page.
   struct alignas(line_bytes) Line {
     A values[lanes];
   };

@@ -52,7 +52,7 @@ struct Region {
 //               belongs to channel (p / space) % channels. Where channels are few, one row of the cut is several of the
 //               tensor's.
 struct Cut {
-  // Without sums, planes need be no longer than that their loop is one: they are passed in the order of memory.
+  // Without sums, short planes too have a loop of their own: so memory is passed in its order.
   Cut(const Shape& shape, int64_t value_bytes, bool sums);
 
   bool planes;
@@ -63,6 +63,9 @@ struct Cut {
   int64_t tile_bytes;                    // of one operand
 
   Region block(int64_t tile, int64_t index) const;
+  // One past a piece's last block. The rest where rows are joined goes to the last piece, which has room: joined rows are short,
+  // and their pieces of several blocks.
+  int64_t end(int64_t piece) const { return piece + 1 < pieces ? (piece + 1) * piece_blocks : blocks; }
   int64_t row_samples() const { return row_samples_; }  // rows of the tensor in one of the cut
   bool in_chunks() const { return chunks_ > 1; }        // a block is a part of one row
 

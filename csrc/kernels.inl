@@ -206,7 +206,8 @@ void moments(const Strip<typename F::Compute>& given, const typename F::Compute*
   squares.finish();
 }
 
-// Where in a row the first line begins that is one of `out` in memory: only such can be streamed, and others are two.
+// Where in a row the first whole cache line of `out` begins. Only whole ones can be streamed, and a store that straddles two
+// takes as long as two.
 template <class F>
 INLINE int64_t head(const typename F::Stored* out) {
   constexpr int64_t bytes = Pack<typename F::Compute>::lanes * sizeof(*out);

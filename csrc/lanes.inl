@@ -248,8 +248,8 @@ INLINE void stream_bits(void* p, V value) {
   if constexpr (sizeof(V) == 64) _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)value);
 }
 
-// The lines of a row. A row ends, and a streamed one begins, in a line that overlaps its neighbour: its first lanes, or the
-// last, are handled twice, and `done` of them must not be counted again. Only a row shorter than a line is handled in part.
+// The lines of a row. A row ends, and may begin, in a line that overlaps its neighbour: its first lanes, or the last, are handled
+// twice, and `done` of them must not be counted again. Only a row shorter than a line is handled in part.
 struct Whole {};
 struct First : Whole {};  // of two lines whose sums are kept apart
 struct Second : Whole {};

@@ -55,12 +55,12 @@ struct Call {
     groups = cut ? (problem.shape.batch + items - 1) / items : 1;
     // One value has no variance: a rest of one joins the virtual batch before it.
     if (groups > 1 && items > 1 && problem.shape.batch % items == 1 && problem.shape.space == 1) --groups;
+    problem.mask = operands.add_mask(mask, x);
     if (empty()) return;
     problem.x = operands.add(x);
     problem.residual = operands.add(residual);
     problem.dy = operands.add(dy);
     problem.y = operands.add(y);
-    problem.mask = operands.add_mask(mask, x);
   }
   Call(const Call&) = delete;
 
@@ -142,7 +142,7 @@ Tensor measured(const Call& call, double eps) {
 std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, Optional residual, Optional mask, double eps,
                                    int64_t activation, double slope, int64_t virtual_batch) {
   Call call(x, weight, bias, residual, mask, activation, slope, virtual_batch);
-  STD_TORCH_CHECK(eps > 0, "eps must be positive where the batch is measured, got ", eps);
+  STD_TORCH_CHECK(!(eps <= 0), "eps must be positive where the batch is measured, got ", eps);
   STD_TORCH_CHECK(mask || !call.has_lonely_values(), "one value in a channel has no variance");
   const Tensor y = call.output(call.problem.y);
   Tensor statistics = measured(call, eps);
@@ -157,7 +157,7 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, Opt
 std::tuple<Tensor, Tensor> infer(Tensor x, Tensor running_mean, Tensor running_var, Optional weight, Optional bias,
                                  Optional residual, Optional mask, double eps, int64_t activation, double slope) {
   Call call(x, weight, bias, residual, mask, activation, slope, 0);
-  STD_TORCH_CHECK(eps >= 0, "eps must not be negative, got ", eps);
+  STD_TORCH_CHECK(!(eps < 0), "eps must not be negative, got ", eps);
   const std::vector<double> means = channel_values(running_mean, call.channels(), "running_mean");
   const std::vector<double> variances = channel_values(running_var, call.channels(), "running_var");
   const Tensor y = call.output(call.problem.y);

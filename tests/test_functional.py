@@ -402,6 +402,37 @@ def test_a_mistake_raises_what_torch_raises(error, message, arguments):
         bn.batch_norm(**arguments)
 
 
+# torch has no masks, and takes an integer running_var beside a running_mean of floats: it then never moves.
+OUR_ERRORS = {
+    "an integer running_var": (
+        RuntimeError,
+        "running_var should be floating point",
+        {"running_mean": torch.zeros(3), "running_var": torch.ones(3).long()},
+    ),
+    "a mask that is not bool": (ValueError, "bool", {"mask": torch.ones(4, 5)}),
+    "a mask of another size": (ValueError, "mask", {"mask": torch.ones(7) > 0}),
+    "beside no samples too": (ValueError, "mask", {"input": X[:0], "mask": torch.ones(7) > 0}),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("error", "message", "arguments"), OUR_ERRORS.values(), ids=OUR_ERRORS)
+def test_a_mistake_that_torch_does_not_see_moves_nothing(error, message, arguments, training):
+    running = {"running_mean": torch.zeros(3), "running_var": torch.ones(3)}
+    before = {name: value.clone() for name, value in (running | arguments).items() if name in running}
+    arguments = {"input": X + 1, **running, **arguments}
+    with pytest.raises(error, match=message):
+        bn.batch_norm(**arguments, training=training)
+    assert all(torch.equal(arguments[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_eps_that_is_no_number_gives_none_as_in_torch(training):
+    arguments = (torch.randn(4, 3), torch.zeros(3), torch.ones(3), None, None, training)
+    assert F.batch_norm(*arguments, eps=torch.nan).isnan().all()
+    assert bn.batch_norm(*arguments, eps=torch.nan).isnan().all()
+
+
 @pytest.mark.parametrize("name", ["weight", "bias"])
 def test_a_parameter_of_two_dimensions_is_refused_at_once(name):
     """torch takes it beside a contiguous input, tracks the batch, and raises at its gradient."""

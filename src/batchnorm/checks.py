@@ -40,8 +40,9 @@ def check(
             _check_device(name, vector, x, on_cpu)
             if vector.dim() != 1 or vector.numel() != features:
                 raise wrong_channels(name, tuple(vector.shape), x)
-    if running_mean is not None and not running_mean.is_floating_point():
-        raise RuntimeError(f"running statistics should be floating point, but got {running_mean.dtype}")
+    for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
+        if vector is not None and not vector.is_floating_point():
+            raise RuntimeError(f"{name} should be floating point, but got {vector.dtype}")
     low_precision = dtype in (torch.bfloat16, torch.float16)
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is not None and vector.dtype != dtype and not (low_precision and vector.dtype == torch.float32):

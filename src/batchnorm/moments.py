@@ -109,8 +109,10 @@ class Moments:
             >>> union.mean.item(), union.m2.item()
             (3.0, 14.0)
         """
-        present = self.count > 0
         count = self.count.sum(0)
+        if self.mean.size(0) == 0:
+            return Moments(count, self.mean.sum(0), self.m2.sum(0))
+        present = self.count > 0
         share = self.count / count.clamp(min=1).double()
         # Around one of the means, not around 0: what is averaged is then as small as the means differ.
         first = self.mean.gather(0, present.expand_as(self.mean).int().argmax(0, keepdim=True))

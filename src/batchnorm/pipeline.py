@@ -78,7 +78,8 @@ def normalize_batch(
     fuses = residual is None or (
         isinstance(residual, Tensor) and residual.shape == x.shape and residual.dtype == x.dtype
     )
-    if alone and fuses and steps.compiled_at_once(*operands, *running):
+    compiled = alone and fuses and (tracking is None or not isinstance(tracking.momentum, Tensor))
+    if compiled and steps.compiled_at_once(*operands, *running):
         # To check everything takes as long as to normalise a small batch. The operators check it too, before anything
         # is written, but have no good words: those are looked for once they refused.
         try:

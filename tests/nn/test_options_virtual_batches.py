@@ -121,6 +121,14 @@ def test_torch_func_agrees_with_torch_on_each_chunk():
         torch.testing.assert_close(transform(ours)(x[0], weights[0]), transform(torchs)(x[0], weights[0]), **close)
 
 
+def test_no_samples_are_no_virtual_batches():
+    layer = bn.BatchNorm1d(3, virtual_batch_size=2)
+    assert layer(torch.rand(0, 3)).shape == (0, 3)
+    assert int(layer.measured.count) == 0
+    assert torch.equal(layer.running_mean, torch.zeros(3))
+    assert torch.equal(layer.running_var, torch.ones(3))
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_layer_compiles_without_a_graph_break(dynamic):
     layer = bn.BatchNorm1d(3, virtual_batch_size=3)

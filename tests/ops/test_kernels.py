@@ -143,7 +143,7 @@ def test_layouts_and_dtypes(name, layout, dtype):
     check(x, vectors(shape[1]), dy)
 
 
-# Of over 16 MiB, so that each tile, or a few of them, is measured and normalized before the next.
+# More than stays in the caches: where there are many tiles, each is measured and normalized before the next.
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(
     ("shape", "layout"),

@@ -78,7 +78,7 @@ class MeasureAndNormalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         *operands, settings = inputs
-        y, statistics = steps.forward(Operands._make(operands), settings)
+        y, statistics = steps.forward(Operands(*operands), settings)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         _keep(ctx, operands, y, statistics, settings)

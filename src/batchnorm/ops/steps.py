@@ -98,10 +98,9 @@ def track(
     The variance tracked is m2 / (count - 1), or the biased one. A channel with too few samples to have a statistic
     keeps what it had; so does one that is not finite, if those are to be skipped.
     """
-    # Reading a momentum that is a tensor costs nothing here, but breaks a graph that is being compiled. vmap may have
-    # made a batch of the running statistics.
-    known = not isinstance(momentum, Tensor) or not torch.compiler.is_compiling()
-    if compiled(statistics) and known and not under_transform():
+    # A momentum that is a tensor must not be read where somebody traces, and vmap may have made a batch of the running
+    # statistics.
+    if compiled(statistics) and not isinstance(momentum, Tensor) and not under_transform():
         torch.ops.batchnorm.update_running_.default(
             running_mean, running_var, statistics, float(momentum), unbiased, skip_nonfinite
         )
