@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 import sys
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from batchnorm.lab.timing import machine
+from batchnorm.lab.timing import interleave, machine
 
 
 def header(title: str, notes: str) -> list[str]:
@@ -30,17 +29,8 @@ def header(title: str, notes: str) -> list[str]:
 def ratios(
     steps: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """The time of each step beside that of the one called "plain": medians of the ratios within each round.
-
-    In every round each step runs once, in a new order; a round before them warms up.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(rounds + 1):
-        for name in random.sample(list(steps), len(steps)):
-            start = clock()
-            steps[name]()
-            if i > 0:
-                seconds[name].append(clock() - start)
+    """The time of each step beside that of the one called "plain": medians of the ratios within each round."""
+    seconds = interleave(steps, (rounds, rounds), clock=clock)
     pairs = {name: zip(values, seconds["plain"], strict=True) for name, values in seconds.items()}
     return {name: statistics.median(a / b for a, b in values) for name, values in pairs.items()}
 

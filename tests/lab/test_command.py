@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -31,12 +30,9 @@ settings = Settings(data=data, epochs=20, batch_size=8, seed=1)
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    y = np.arange(40) % 3
-    path = tmp_path_factory.mktemp("data") / "blobs.npz"
-    np.savez(path, x=rng.normal(size=(40, 6)) + y[:, None], y=y)
-    return str(path)
+def source(blobs):
+    """40 samples, 32 of them to train on."""
+    return blobs(40)
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:

@@ -197,7 +197,7 @@ def measure(case: Case, seconds: float, with_compile: bool = False) -> Result:
     if with_compile:
         torch.compiler.reset()  # else, after a few cases, it would stop compiling anew
         functions["compile"] = problem.step(torch.compile(problem.torchs, fullgraph=True))
-    times = _interleave(functions, seconds)
+    times = interleave(functions, ROUNDS, seconds)
 
     def ratio(over: str) -> float:
         return statistics.median(a / b for a, b in zip(times[over], times["ours"], strict=True))
@@ -212,19 +212,31 @@ def measure(case: Case, seconds: float, with_compile: bool = False) -> Result:
     )
 
 
-def _interleave(functions: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each function in each round, in another order every time: what ran before leaves its traces."""
+def interleave(
+    functions: dict[str, Callable[[], object]],
+    rounds: tuple[int, int],
+    seconds: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each function in each round, in another order every time: what ran before leaves its traces.
+
+    Args:
+        functions: what is timed, by name.
+        rounds: at least and at most, after a first one that warms up.
+        seconds: where at least that many rounds were done, none begins later than this.
+        clock: what tells the time that is counted.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    least, most = ROUNDS
+    least, most = rounds
     began = time.perf_counter()
-    for rounds in range(most + 1):
-        if rounds > least and time.perf_counter() - began >= seconds:
+    for done in range(most + 1):
+        if done > least and time.perf_counter() - began >= seconds:
             break
         for name in random.sample(list(functions), len(functions)):
-            start = time.perf_counter()
+            start = clock()
             result = functions[name]()
-            if rounds:
-                times[name].append(time.perf_counter() - start)
+            if done:
+                times[name].append(clock() - start)
             del result  # outside the time, for every side
     return times
 
