@@ -45,10 +45,12 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    # Of its own group, so that the signal of the test reaches it alone.
+    # Of its own group, so that the signal of the test reaches it alone; and at all, where a shell has started the tests
+    # in the background, with SIGINT ignored.
     return subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def test_killed_in_every_kind_of_arm_it_ends_on_the_same_bits(source, tmp_path):
