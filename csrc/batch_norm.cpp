@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t least_parallel = 32768;   // values: less is not worth waking a thread
 constexpr int64_t far_bytes = 4 << 20;      // a tile of all operands that stays in some cache between two passes
-constexpr int64_t near_bytes = 512 << 10;   // tiles that stay in a core's own
+constexpr int64_t near_bytes = 1 << 20;     // tiles that stay in a core's own
 constexpr int64_t fewest_tiles = 8;         // with fewer, threads share pieces rather than tiles
 constexpr int64_t sampled_blocks = 4;       // of a piece, for a first estimate of its mean
 

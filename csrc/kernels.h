@@ -52,6 +52,7 @@ struct Strip {
   A slope = 0;
   bool through_mean = false;  // dx: the statistics depended on x
   bool stream = false;        // write past the caches
+  bool adjacent = false;      // rows, of a line at least, follow each other without a gap, in all operands
 };
 
 // What a strip's loop has to do. The first three know no residual, the first four no mask, and all of those write dx.

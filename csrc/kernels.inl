@@ -9,21 +9,27 @@ INLINE typename F::Stored* row_out(const Rows& rows, int64_t r) {
   return static_cast<typename F::Stored*>(rows.data) + r * rows.stride;
 }
 
-// Calls each(i, amount) for the lines of a row, the first whole one at `head`; of two whole ones, one is the second.
+// Calls each(i, amount) for the lines of a row, the first whole one at `head`; of two whole ones, one is the second. Where rows
+// are adjacent, what is before the head was in the last line of the row before it, if it `follows` one; and if it is `followed`
+// by one, they share a line.
 template <class A, bool in_twos, class Each>
-INLINE void lines(int64_t width, int64_t head, Each each) {
+INLINE void lines(int64_t width, int64_t head, bool follows, bool followed, Each each) {
   constexpr int64_t lanes = Pack<A>::lanes;
   if (width < lanes) {
     each(0, Part{width});
     return;
   }
-  for (int64_t i = 0;;) {
+  for (int64_t i = follows ? head : 0;;) {
     if (i == head) {
       if constexpr (in_twos)
         for (; i + 2 * lanes <= width; i += 2 * lanes) each(i, First{}), each(i + lanes, Second{});
       for (; i + lanes <= width; i += lanes) each(i, Whole{});
     }
     if (i == width) break;
+    if (followed && i >= head) {
+      each(i, Joint{{}, width - i});
+      break;
+    }
     const int64_t begin = i < head ? 0 : width - lanes;
     each(begin, Edge{i - begin});
     i = i < head ? head : width;
@@ -39,7 +45,8 @@ INLINE void rows_of_lines(const Strip<A>& strip, Each each) {
   constexpr int64_t group = shared ? 1 : row_group;
   for (int64_t r = 0; r < strip.rows; r += group) {
     const int64_t end = shared || strip.rows - r >= group ? r + group : strip.rows;
-    lines<A, shared>(strip.width, 0, [&](int64_t i, auto amount) __attribute__((always_inline)) { each(r, end, i, amount); });
+    lines<A, shared>(strip.width, /*head=*/0, /*follows=*/false, /*followed=*/false,
+                     [&](int64_t i, auto amount) __attribute__((always_inline)) { each(r, end, i, amount); });
   }
 }
 
@@ -61,15 +68,18 @@ INLINE void prefetch(const Rows& rows, int64_t r, int64_t i, int64_t width, Amou
   }
 }
 
-// A constant of the channel: one for the row, or one a position (then readable for a line at least).
+// A constant of the channel: one for the row, and one for what a line holds of the next; or one a position (then readable for
+// a line at least).
 template <class A, bool shared>
 struct Constant {
   const A* values;
   Pack<A> fixed;
   INLINE explicit Constant(const A* values) : values(values), fixed(splat(values[0])) {}
-  INLINE Pack<A> operator()(int64_t i) const {
-    if constexpr (shared) return fixed;
-    return Plain<A>::load(values + i);
+  template <class Amount>
+  INLINE Pack<A> operator()(int64_t i, Amount amount) const {
+    if constexpr (!shared) return Plain<A>::load(values + i);
+    else if constexpr (__is_same(Amount, Joint)) return select(lanes_from<A>(amount.count), splat(values[1]), fixed);
+    else return fixed;
   }
 };
 
@@ -190,7 +200,7 @@ void moments(const Strip<typename F::Compute>& given, const typename F::Compute*
   const Constant<A, shared> shift(shifts);
   Accumulator<A, shared> sums(out, strip.width), squares(out_squares, strip.width);
   rows_of_lines<A, shared>(strip, [&](int64_t r, int64_t end, int64_t i, auto amount) __attribute__((always_inline)) {
-    const Pack<A> from = shift(i);
+    const Pack<A> from = shift(i, amount);
     Pack<A> sum = sums.at(i, amount), square = squares.at(i, amount);
     for (; r < end; ++r) {
       prefetch<F, shared>(strip.x, r, i, strip.width, amount);
@@ -226,7 +236,10 @@ struct Affine {
   Constant<A, shared> high, scale, beta;
   INLINE Affine(const Constants<A>& c, int64_t row)
       : high(c.high + row * c.step), scale(c.scale + row * c.step), beta(c.beta + row * c.step) {}
-  INLINE AffineLine<A> operator()(int64_t i) const { return {high(i), scale(i), beta(i)}; }
+  template <class Amount>
+  INLINE AffineLine<A> operator()(int64_t i, Amount amount) const {
+    return {high(i, amount), scale(i, amount), beta(i, amount)};
+  }
 };
 
 template <class F, bool shared, Kind kind>
@@ -241,8 +254,9 @@ void normalize(const Strip<typename F::Compute>& given) {
     auto* y = row_out<F>(strip.y, r);
     // Constants one a position lie in lines from the row's beginning on.
     const int64_t start = shared || strip.stream ? head<F>(y) : 0;
-    lines<A, false>(strip.width, start, [&](int64_t i, auto amount) __attribute__((always_inline)) {
-      const AffineLine<A> line = affine(i);
+    const bool follows = strip.adjacent && r > 0, followed = strip.adjacent && r + 1 < strip.rows;
+    lines<A, false>(strip.width, start, follows, followed, [&](int64_t i, auto amount) __attribute__((always_inline)) {
+      const AffineLine<A> line = affine(i, amount);
       Pack<A> z = line(load<F>(x + i, amount) - line.high);
       if (kind == joined || (kind == general && strip.residual.data)) z = z + load<F>(residual + i, amount);
       if constexpr (kind == rectified || kind == clipped) z = larger(splat<A>(0), z);
@@ -278,7 +292,7 @@ void reduce(const Strip<typename F::Compute>& given, typename F::Compute* out, t
   const Affine<A, shared> affine(strip.constants, 0);
   Accumulator<A, shared> sums(out, strip.width), products(out_centred, strip.width);
   rows_of_lines<A, shared>(strip, [&](int64_t r, int64_t end, int64_t i, auto amount) __attribute__((always_inline)) {
-    const AffineLine<A> line = affine(i);
+    const AffineLine<A> line = affine(i, amount);
     Pack<A> sum = sums.at(i, amount), product = products.at(i, amount);
     for (; r < end; ++r) {
       prefetch<F, shared>(strip.x, r, i, strip.width, amount);
@@ -310,15 +324,16 @@ void apply(const Strip<typename F::Compute>& given) {
     auto *dx = row_out<F>(strip.dx, r), *dresidual = row_out<F>(strip.dresidual, r);
     const int64_t start = shared || strip.stream ? head<F>(strip.dx.data ? dx : dresidual) : 0;
     const bool stream_both = strip.stream && head<F>(dresidual) == start;
-    lines<A, false>(strip.width, start, [&](int64_t i, auto amount) __attribute__((always_inline)) {
-      const AffineLine<A> line = affine(i);
+    const bool follows = strip.adjacent && r > 0, followed = strip.adjacent && r + 1 < strip.rows;
+    lines<A, false>(strip.width, start, follows, followed, [&](int64_t i, auto amount) __attribute__((always_inline)) {
+      const AffineLine<A> line = affine(i, amount);
       const Pack<A> centred = load<F>(x + i, amount) - line.high;
       const Pack<A> dz = gradient<F, kind>(strip, line, centred, r, i, amount);
       if ((kind == joined || kind == general) && strip.dresidual.data)
         store<F>(dresidual + i, kind == general ? masked(strip, r, i, amount, dz) : dz, amount, stream_both);
       if (kind == general && !strip.dx.data) return;
       Pack<A> change = dz;
-      if (strip.through_mean) change = dz - mean_dz(i) - centred * slope_dz(i);
+      if (strip.through_mean) change = dz - mean_dz(i, amount) - centred * slope_dz(i, amount);
       change = change * line.scale;
       if (kind == general) change = masked(strip, r, i, amount, change);
       store<F>(dx + i, change, amount, strip.stream);

@@ -249,10 +249,14 @@ INLINE void stream_bits(void* p, V value) {
 }
 
 // The lines of a row. A row ends, and may begin, in a line that overlaps its neighbour: its first lanes, or the last, are handled
-// twice, and `done` of them must not be counted again. Only a row shorter than a line is handled in part.
+// twice, and `done` of them must not be counted again; or in one that it shares with the next row. Only a row shorter than a
+// line is handled in part.
 struct Whole {};
 struct First : Whole {};  // of two lines whose sums are kept apart
 struct Second : Whole {};
+struct Joint : Whole {  // the last `count` values of a row and the first of the next
+  int64_t count;
+};
 struct Edge {
   int64_t done;
 };

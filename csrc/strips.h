@@ -11,18 +11,19 @@ constexpr int64_t streamed_row = 4 << 10;    // bytes of a row that make up for 
 
 inline int64_t value_bytes(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
 
-// Whether all that is read and written stays in the cache that cores share. Of more, outputs would push out what is read a
-// second time.
+// Whether all that is read and written stays in the cache that cores share, as a rule beside what others left there. Of more,
+// outputs would push out what is read a second time.
 inline bool cached(const Problem& p) {
   int64_t tensors = 0;
   for (const Operand* operand : {&p.x, &p.residual, &p.y, &p.dy, &p.dx, &p.dresidual}) tensors += operand->data != nullptr;
-  return tensors * p.shape.values() * value_bytes(p.type) < 32 << 20;
+  return tensors * p.shape.values() * value_bytes(p.type) < 16 << 20;
 }
 
 template <class A>
 class Strips {
  public:
-  Strips(const Problem& problem, const Cut& cut) : p_(problem), cut_(cut), stream_(streams()) {}
+  Strips(const Problem& problem, const Cut& cut)
+      : p_(problem), cut_(cut), adjacent_(cut.planes && problem.shape.adjacent && !problem.mask), stream_(streams()) {}
 
   // A region's rows, or the planes of its channels as rows.
   Strip<A> of(const Region& region, bool across_channels = false) const {
@@ -43,6 +44,7 @@ class Strips {
     s.slope = static_cast<A>(p_.slope);
     s.through_mean = p_.through_mean;
     s.stream = stream_;
+    s.adjacent = across_channels && adjacent_;
     return s;
   }
 
@@ -84,7 +86,7 @@ class Strips {
  private:
   bool streams() const {
     const int64_t bytes = value_bytes(p_.type), row = cut_.block(0, 0).width * bytes;
-    return !cached(p_) && (row % line_bytes == 0 || row >= streamed_row);
+    return !cached(p_) && (adjacent_ || row % line_bytes == 0 || row >= streamed_row);
   }
 
   Rows rows(const Operand& operand, const Region& region, bool across_channels) const {
@@ -99,6 +101,7 @@ class Strips {
 
   const Problem& p_;
   const Cut& cut_;
+  const bool adjacent_;  // planes of a batch item follow each other
   const bool stream_;
 };
 

@@ -144,7 +144,9 @@ def test_layouts_and_dtypes(name, layout, dtype):
 
 
 # More than stays in the caches: where there are many tiles, each is measured and normalized before the next.
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "residual"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)], ids=str
+)
 @pytest.mark.parametrize(
     ("shape", "layout"),
     [
@@ -157,10 +159,10 @@ def test_layouts_and_dtypes(name, layout, dtype):
     ],
     ids=str,
 )
-def test_large_tensors(shape, layout, residual):
-    x, dy = laid_out(make(shape), layout), make(shape)
-    assert x.numel() * x.element_size() >= 16 << 20
-    check(x, vectors(shape[1]), dy, residual=laid_out(make(shape), layout) if residual else None)
+def test_large_tensors(shape, layout, dtype, residual):
+    x, dy = laid_out(make(shape, dtype), layout), make(shape, dtype)
+    assert 2 * x.numel() * x.element_size() >= 16 << 20  # x and y
+    check(x, vectors(shape[1]), dy, residual=laid_out(make(shape, dtype), layout) if residual else None)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
