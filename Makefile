@@ -1,6 +1,7 @@
 # make demo: install and watch gamma and beta learn.   make test: install what the tests need and run them.
 # make check: format, lint, types, who imports whom.   make bench, make wheel: measure, build.
 # make sanitize: the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer; compiling takes long.
+# make compat TORCH=2.10.0: the tests with the wheel, as it was built, and another release of torch (gigabytes, with CUDA).
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ PYTHON ?= python3
 INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench wheel browser sanitize clean
+.PHONY: demo test check bench wheel browser sanitize compat clean
 
 demo: $(VENV)/.demo
 	$(BIN)/batchnorm train
@@ -66,6 +67,17 @@ sanitize: $(VENV)/.dev
 	$(BIN)/python setup.py --quiet build --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
 	$(UNDER_SANITIZERS) -c 'import batchnorm.ops.load; assert "$(SANITIZED)/lib/batchnorm/_C" in open("/proc/self/maps").read()'
 	$(UNDER_SANITIZERS) -m pytest tests/ops
+
+TORCH := 2.10.0
+OTHER := build/torch-$(TORCH)
+compat: wheel browser
+	$(PYTHON) -m venv $(OTHER)
+	grep -v '^torch==' constraints.txt > $(OTHER)/constraints.txt
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OTHER)/constraints.txt \
+	--force-reinstall --no-deps dist/batchnorm-*.whl
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OTHER)/constraints.txt \
+	torch==$(TORCH) 'batchnorm[dev]'
+	$(OTHER)/bin/python -m pytest tests
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info src/batchnorm/_C*.so

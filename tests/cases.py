@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SHAPES = {
     "NC": (16, 5),
@@ -49,3 +51,11 @@ def vectors(channels: int, dtype: torch.dtype = torch.float32) -> dict[str, Tens
         "running_mean": make((channels,), dtype),
         "running_var": make((channels,), dtype).abs() + 0.5,
     }
+
+
+def torchs(cls: type[nn.Module], *args: Any, bias: bool = True, **options: Any) -> nn.Module:
+    """A batch-norm layer of torch.nn's, without beta if so asked: older ones do not take the argument."""
+    layer = cls(*args, **options)
+    if not bias:
+        layer.bias = None
+    return layer

@@ -225,6 +225,29 @@ def test_second_derivatives(activation, masked, with_residual, training):
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", [None, nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.2), nn.SiLU()], ids=str)
+def test_a_gradient_penalty_leaves_the_gradients_that_torchs_layers_have(activation, training):
+    """Zeros where they have zeros: DistributedDataParallel waits for parameters that have none."""
+    x, v, found = make((6, 3), torch.float64), vectors(3, torch.float64), []
+
+    def torchs(*arguments, activation):
+        y = F.batch_norm(*arguments)
+        return y if activation is None else activation(y)
+
+    for function in (bn.batch_norm, torchs):
+        t, weight, bias = (given.clone().requires_grad_() for given in (x, v["weight"], v["bias"]))
+        running = v["running_mean"].clone(), v["running_var"].clone()
+        y = function(t, *running, weight, bias, training, activation=activation)
+        (g,) = torch.autograd.grad(y.sum(), t, create_graph=True)
+        g.square().sum().backward()
+        found.append((t.grad, weight.grad, bias.grad))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 def test_the_second_derivative_agrees_with_torchs_in_float32():
     x, w = make((4, 3, 5, 5)), torch.rand(3) + 0.5
 

@@ -59,8 +59,21 @@ class Activation:
         return function(y, self.slope)
 
 
-def _step(condition: Tensor, like: Tensor) -> Tensor:
-    return condition.to(like.dtype)
+# Of functions made of straight lines, torch's own operators for their gradients: constant though they are, they remain
+# functions of z in autograd's eyes, so that beta has a second derivative of 0, and not none.
+_aten = torch.ops.aten
+
+
+def _relu_derivative(z: Tensor, _: float) -> Tensor:
+    return _aten.threshold_backward.default(torch.ones_like(z), z, 0.0)
+
+
+def _relu6_derivative(z: Tensor, _: float) -> Tensor:
+    return _aten.hardtanh_backward.default(torch.ones_like(z), z, 0.0, 6.0)
+
+
+def _leaky_relu_derivative(z: Tensor, slope: float) -> Tensor:
+    return _aten.leaky_relu_backward.default(torch.ones_like(z), z, slope, False)
 
 
 def _silu_derivative(z: Tensor, _: float) -> Tensor:
@@ -85,19 +98,9 @@ def _hardswish_derivative(z: Tensor, _: float) -> Tensor:
 
 _KINDS: dict[str, _Kind] = {
     "none": _Kind(0, lambda z, _: z, lambda z, _: torch.ones_like(z), lambda y, _: torch.ones_like(y)),
-    "relu": _Kind(1, lambda z, _: F.relu(z), lambda z, _: _step(~(z <= 0), z), lambda y, _: _step(~(y <= 0), y)),
-    "relu6": _Kind(
-        2,
-        lambda z, _: F.relu6(z),
-        lambda z, _: _step(~((z <= 0) | (z >= 6)), z),
-        lambda y, _: _step(~((y <= 0) | (y >= 6)), y),
-    ),
-    "leaky_relu": _Kind(
-        3,
-        F.leaky_relu,
-        lambda z, slope: torch.where(z > 0, z.new_ones(()), slope),
-        lambda y, slope: torch.where(y > 0, y.new_ones(()), slope),
-    ),
+    "relu": _Kind(1, lambda z, _: F.relu(z), _relu_derivative, _relu_derivative),
+    "relu6": _Kind(2, lambda z, _: F.relu6(z), _relu6_derivative, _relu6_derivative),
+    "leaky_relu": _Kind(3, F.leaky_relu, _leaky_relu_derivative, _leaky_relu_derivative),
     "elu": _Kind(
         4,
         F.elu,
@@ -157,15 +160,15 @@ def parse(activation: str | nn.Module | type[nn.Module] | Activation | None) -> 
 
 MODULES: dict[type, Callable[..., Activation]] = {
     nn.Identity: lambda m: NONE,
-    nn.ReLU: lambda m: Activation("relu"),
-    nn.ReLU6: lambda m: Activation("relu6"),
+    nn.ReLU: lambda m: _NAMED["relu"],
+    nn.ReLU6: lambda m: _NAMED["relu6"],
     nn.LeakyReLU: lambda m: Activation("leaky_relu", float(m.negative_slope)),
     nn.ELU: lambda m: Activation("elu", float(m.alpha)),
-    nn.SiLU: lambda m: Activation("silu"),
+    nn.SiLU: lambda m: _NAMED["silu"],
     nn.GELU: lambda m: Activation("gelu_tanh" if m.approximate == "tanh" else "gelu"),
-    nn.Hardswish: lambda m: Activation("hardswish"),
-    nn.Sigmoid: lambda m: Activation("sigmoid"),
-    nn.Tanh: lambda m: Activation("tanh"),
+    nn.Hardswish: lambda m: _NAMED["hardswish"],
+    nn.Sigmoid: lambda m: _NAMED["sigmoid"],
+    nn.Tanh: lambda m: _NAMED["tanh"],
 }
 
 

@@ -209,7 +209,8 @@ def _renormalized(
 def _exports() -> bool:
     """Whether the model is being written down for a program that has none of our operators."""
     tracing = torch._C._get_tracing_state() is not None  # torch.jit's, and so ONNX's older exporter's too
-    return tracing or torch.compiler.is_exporting()
+    # What torch.compiler.is_exporting() returns; up to torch 2.11, torch.compile takes a call of that for True.
+    return tracing or torch.compiler._is_exporting_flag
 
 
 def _is_standard(mask: Tensor | None, settings: Settings, training: bool, tracking: Tracking | None) -> bool:

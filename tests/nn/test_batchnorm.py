@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from cases import make
+from cases import make, torchs
 from compare import assert_close
 from sklearn.datasets import load_digits
 from torch import nn
@@ -28,7 +28,8 @@ OPTIONS = [
 
 
 def pair(rank, **options):
-    theirs, ours = (cls(3, **options) for cls in PAIRS[rank - 1])
+    cls, our_cls = PAIRS[rank - 1]
+    theirs, ours = torchs(cls, 3, **options), our_cls(3, **options)
     with torch.no_grad():
         for p in theirs.parameters():
             p.uniform_(-1, 1)
@@ -69,7 +70,8 @@ def test_training_and_eval_agree_with_torchs(rank, options):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("rank", SHAPES)
 def test_state_dict_goes_both_ways_and_repr_is_the_same(rank, options):
-    theirs, ours = (cls(3, **options) for cls in PAIRS[rank - 1])
+    cls, our_cls = PAIRS[rank - 1]
+    theirs, ours = torchs(cls, 3, **options), our_cls(3, **options)
     assert repr(ours) == repr(theirs)
     assert {k: (v.dtype, v.shape) for k, v in ours.state_dict().items()} == {
         k: (v.dtype, v.shape) for k, v in theirs.state_dict().items()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import torchs
 from compare import assert_close
 from torch.testing._internal.common_modules import module_db
 
@@ -35,7 +36,7 @@ def test_all_three_are_there():
 def test_values_and_gradients(dtype, training):
     names = []
     for name, theirs, ours, x in samples(dtype, training):
-        exact = type(theirs)(*_arguments(theirs), bias=theirs.bias is not None).double().train(training)
+        exact = torchs(type(theirs), *_arguments(theirs), bias=theirs.bias is not None).double().train(training)
         results = []
         for layer, t in ((theirs, x), (ours, x), (exact, x.double())):
             t = t.detach().requires_grad_()
@@ -46,7 +47,7 @@ def test_values_and_gradients(dtype, training):
             # The gradient of gamma adds up x (in eval) or xhat over the batch: rounding is relative to those terms.
             assert_close(b, c, peer=a, scale=max(1.0, x.double().abs().sum().item() / ours.num_features))
         names.append(name)
-    assert len(names) == 22
+    assert len(names) in (19, 22)  # without beta from torch 2.12 on
 
 
 def _arguments(layer):

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from cases import make
+from cases import make, torchs
 from stepping import assert_step, randomize
 from torch import nn
 
@@ -45,9 +45,9 @@ def test_center_and_scale_learn_what_they_say(options, parameters, training):
     twin = bn.BatchNorm2d(3, **options)
     twin.load_state_dict(layer.state_dict())  # strictly
     if options.get("scale", True):
-        torchs = nn.BatchNorm2d(3, affine=bool(parameters), bias="bias" in parameters)
-        torchs.load_state_dict(layer.state_dict())
-        layer.load_state_dict(torchs.state_dict())
+        theirs = torchs(nn.BatchNorm2d, 3, affine=bool(parameters), bias="bias" in parameters)
+        theirs.load_state_dict(layer.state_dict())
+        layer.load_state_dict(theirs.state_dict())
     assert ("scale=False" in repr(layer)) == ("weight" not in parameters and options.get("affine", True))
 
 
@@ -125,9 +125,9 @@ def test_each_option_shows_in_repr_and_revert_refuses_to_drop_it(option):
 
 def test_every_option_is_in_the_list_above():
     options = set(bn.BatchNorm1d.__init__.__annotations__) - {"return"}
-    torchs = {"num_features", "eps", "momentum", "affine", "track_running_stats", "device", "dtype", "bias"}
+    theirs = {"num_features", "eps", "momentum", "affine", "track_running_stats", "device", "dtype", "bias"}
     tested_alone = {"center", "scale", "decay", "initializers", "process_group"}
-    assert options - torchs - tested_alone == set(ALL)
+    assert options - theirs - tested_alone == set(ALL)
 
 
 @pytest.mark.parametrize("options", [{"scale": False}, {"decay": 0.99}, {"initializers": {"weight": 2.0}}], ids=str)

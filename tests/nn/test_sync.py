@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import ranks
 import torch
-import torch.distributed as dist
 from cases import laid_out, make
 from compare import assert_close
 
@@ -67,38 +66,13 @@ def steps_of_each_case(rank, world):
             x.requires_grad_()
             for vector in layer.parameters():
                 vector.grad = None
-            with counting(counted := {}), torch.autocast("cpu", enabled="autocast" in case):
+            with ranks.counting(counted := {}), torch.autocast("cpu", enabled="autocast" in case):
                 y = layer(x, residual, mask)
                 forward = dict(counted)
                 y.backward(dy)
         gradients = [x.grad, *(vector.grad for vector in layer.parameters())]
         found[case] = (y.detach(), gradients, dict(layer.named_buffers()), forward, counted, layer.measured)
     return found
-
-
-class counting:
-    """Counts the calls of torch.distributed's collectives."""
-
-    names = ("all_gather_single", "all_gather_into_tensor", "all_gather", "all_reduce", "broadcast", "barrier")
-
-    def __init__(self, into):
-        self.into = into
-
-    def __enter__(self):
-        self.kept = {name: getattr(dist, name) for name in self.names if hasattr(dist, name)}
-        for name, collective in self.kept.items():
-            setattr(dist, name, self.counted(name, collective))
-
-    def counted(self, name, collective):
-        def call(*args, **kwargs):
-            self.into[name] = self.into.get(name, 0) + 1
-            return collective(*args, **kwargs)
-
-        return call
-
-    def __exit__(self, *exc):
-        for name, collective in self.kept.items():
-            setattr(dist, name, collective)
 
 
 @pytest.fixture(scope="module", params=[2, 3, 4])

@@ -140,6 +140,8 @@ def test_a_lazy_layer_wants_an_input_first(block):
 @pytest.mark.parametrize("cls", BOTH)
 @pytest.mark.parametrize("block", [bn.no_update, bn.accumulate])
 def test_a_compiled_model_is_compiled_once_for_inside_and_once_for_outside(cls, block):
+    if block is bn.accumulate and cls is nn.BatchNorm1d and torch.__version__ < "2.12":
+        pytest.skip("torch.compile does not see that the layer pools: docs/layers.md")
     torch._dynamo.reset()
     graphs = []
 

@@ -91,9 +91,11 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         }
         options = check_options(given, track_running_stats)
         momentum = momentum_of(momentum, decay)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias and center)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if not scale:
             self.weight = None
+        if not (bias and center):  # torch 2.10 does not take it
+            self.bias = None
         self.__dict__.update((name, value) for name, value in options.items() if value != getattr(type(self), name))
         self._keep_statistics_precise({})
         if initializers:
