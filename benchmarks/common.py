@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from batchnorm.lab.timing import interleave, machine
+from batchnorm.bench.timing import interleave, machine
 
 
 def header(title: str, notes: str) -> list[str]:

@@ -4,7 +4,7 @@
 
 prints a table and writes it to benchmarks/results/cpu.md, or cpu_compile.md with --compile, which compiles every entry
 for many seconds. The whole list takes a quarter of an hour, --quick a few minutes. How it is timed, and what the floor
-is, says batchnorm.lab.timing; `batchnorm bench` is the short version.
+is, says batchnorm.bench.timing; `batchnorm bench` is the short version.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import statistics
 
 from common import header, save
 
-from batchnorm.lab.timing import IMAGES, MODES, OTHERS, VARIANTS, Result, cases, measure, summarize
+from batchnorm.bench.timing import IMAGES, MODES, OTHERS, VARIANTS, Result, cases, measure, summarize
 
 QUICK = [
     (32, 64, 56, 56),
@@ -71,7 +71,7 @@ def main() -> None:
     print("\n" + "\n".join(summary(results)))
     notes = (
         "A ratio above 1 says how many times faster this package is than torch. Every entry was first compared with "
-        "float64. What the columns mean: see `batchnorm.lab.timing`."
+        "float64. What the columns mean: see `batchnorm.bench.timing`."
     )
     name = "cpu_compile" if arguments.compile else "cpu"
     save(name, [*header("Batch normalization on the CPU", notes), *summary(results), "", *columns, *map(row, results)])

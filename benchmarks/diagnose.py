@@ -34,7 +34,7 @@ import batchnorm as bn
 from batchnorm.diagnosis.rules import few_values, mixed, unconverged, updates
 from batchnorm.lab.data import Data, load
 from batchnorm.lab.models import build
-from batchnorm.nn.mixin import BatchNorm
+from batchnorm.mixin import BatchNorm
 
 BATCH, STEPS = 60, 80
 NUMBERED = 8  # seeds of which the numbers behind the findings are told

@@ -26,8 +26,8 @@ from common import header, save
 from torch import Tensor, nn
 
 import batchnorm as bn
-from batchnorm.record import Recorder
-from batchnorm.record._hooks import LayerWatch
+from batchnorm.watch import Recorder
+from batchnorm.watch.hooks import LayerWatch
 
 BLOCK_SECONDS = 1.0
 

@@ -20,7 +20,15 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_report_is_the_function_whatever_was_imported_before():
-    code = "import batchnorm.reporting, batchnorm.record, batchnorm; assert callable(batchnorm.report)"
+    code = "import batchnorm.view, batchnorm; assert callable(batchnorm.report)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_watch_is_the_function_whatever_was_imported_of_the_package_before():
+    code = (
+        "import batchnorm.watch.recorder, batchnorm, types; from batchnorm.watch import Recorder, watch; "
+        "assert batchnorm.watch is watch and isinstance(watch, types.FunctionType)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

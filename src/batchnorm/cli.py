@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from . import __version__
+from ._version import __version__
 
 app = typer.Typer(
     help="Batch normalization: train, record, and see what is measured and what is learned.",
@@ -125,9 +125,9 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder, newest first."""
-    from .record import list_runs
-    from .reporting import terminal
-    from .reporting.facts import brief
+    from .runs import list_runs
+    from .view import terminal
+    from .view.facts import brief
 
     with one_line_errors():
         if not root.is_dir():
@@ -142,9 +142,9 @@ def list_(
 @app.command()
 def show(run: RunPath, as_json: AsJson = False) -> None:
     """Show in the terminal what a run recorded: its layers, gamma and beta, and what was not finite."""
-    from .record import open_run
-    from .reporting import terminal
-    from .reporting.facts import facts
+    from .runs import open_run
+    from .view import terminal
+    from .view.facts import facts
 
     with one_line_errors():
         require_folder(run)
@@ -165,8 +165,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the page of a run: one HTML file that opens offline."""
-    from .record import open_run
-    from .reporting.page import report as write_page
+    from .runs import open_run
+    from .view.page import report as write_page
 
     with one_line_errors():
         require_folder(run)
@@ -176,7 +176,7 @@ def report(
         opened = open_run(run)
         written = {"report": str(write_page(opened, out))}
         if png is not None:
-            from .reporting.picture import write_png
+            from .view.picture import write_png
 
             written["png"] = str(write_png(opened, png))
     if as_json:
@@ -220,8 +220,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write what a run recorded as Parquet, Arrow, CSV or TensorBoard files."""
-    from .record import open_run
-    from .record.export import export as write_export
+    from .runs import open_run
+    from .runs.export import export as write_export
 
     with one_line_errors():
         written = str(write_export(open_run(run), out, format))
@@ -244,6 +244,6 @@ def bench(
 ) -> None:
     """Time batch normalization on this machine's CPU beside torch's, each case first checked against float64."""
     with one_line_errors():
-        from .lab.bench import bench as run_bench
+        from .bench.command import bench as run_bench
 
         run_bench(full, seconds, threads, as_json)

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from reporting.synthetic import layer, story, write_run
 from safetensors.torch import save_file
+from synthetic import layer, story, write_run
 from torch import nn
 from typer.testing import CliRunner
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from reporting.synthetic import layer, probe_values, story, write_run
+from synthetic import layer, probe_values, story, write_run
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

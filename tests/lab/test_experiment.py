@@ -16,8 +16,8 @@ from batchnorm.cli import app
 from batchnorm.lab import ARMS, Experiment, LabError, Settings, Training, build, load
 from batchnorm.lab.evaluation import weights_sha256
 from batchnorm.lab.training import CHECKPOINT
-from batchnorm.reporting.page import arms_rows
-from batchnorm.reporting.words import summarize
+from batchnorm.view.page import arms_rows
+from batchnorm.view.words import summarize
 
 EPOCHS, STEPS = 3, 12  # 26 samples to train on in batches of 8, 8, 8, 2
 LAYERS = ("bn1", "bn2", "bn3")

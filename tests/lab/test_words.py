@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm.reporting.words import summarize
+from batchnorm.view.words import summarize
 
 
 class Recorded:
@@ -174,5 +174,5 @@ def test_what_is_missing_is_said():
 
 
 def test_no_torch():
-    code = "import sys, batchnorm.reporting.words; sys.exit('torch' in sys.modules)"
+    code = "import sys, batchnorm.view.words; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import batchnorm as bn
+from batchnorm.mixin import plain_class, set_class
 from batchnorm.nn.frozen import Frozen
-from batchnorm.nn.mixin import plain_class, set_class
 
 SHAPES = {1: (6, 3), 2: (4, 3, 5, 6), 3: (2, 3, 3, 4, 5)}
 LAYERS = [

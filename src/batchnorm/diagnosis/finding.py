@@ -1,12 +1,12 @@
-"""Finding: one thing that is wrong, with its evidence and its remedy; Findings: the list of them, worst first."""
+"""Finding: one thing that is wrong, with its evidence and its remedy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ..reporting.facts import plain
+from ..view.facts import plain
 
 Severity = Literal["serious", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("serious", "warning", "note")
@@ -40,32 +40,3 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         """All of it in JSON's own types; a number that is not finite becomes None."""
         return plain(asdict(self))
-
-
-class Findings(list[Finding]):
-    """A list of findings, worst first; of one rule and layer, the worst alone. Printed, it is a table."""
-
-    def __init__(self, findings: Iterable[Finding] = ()) -> None:
-        kept: dict[tuple[str, str | None], Finding] = {}
-        for finding in sorted(findings, key=_badness):
-            kept.setdefault((finding.rule, finding.layer), finding)
-        super().__init__(kept.values())
-
-    @property
-    def serious(self) -> list[Finding]:
-        """Those that are serious."""
-        return [finding for finding in self if finding.severity == "serious"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Count of each severity, and every finding, in JSON's own types."""
-        counts = {severity: sum(finding.severity == severity for finding in self) for severity in SEVERITIES}
-        return {**counts, "findings": [finding.to_dict() for finding in self]}
-
-    def __str__(self) -> str:
-        from .terminal import to_text
-
-        return to_text(self)
-
-
-def _badness(finding: Finding) -> tuple[int, float]:
-    return SEVERITIES.index(finding.severity), -finding.confidence

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..record.run import Run
-from ..record.schema import COLUMNS, LayerInfo
+from ..runs.reader import Run
+from ..runs.schema import COLUMNS, LayerInfo
 from .layer import Array, Layer, Settings
 
 # So many of the last recorded vectors stand for the weights as they are at the end: enough to average the noise of a

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
-from ..record.run import Run, open_run
-from ..record.schema import RUN
-from .finding import Finding, Findings
+from ..runs.reader import Run, open_run
+from ..runs.schema import RUN
+from .finding import Finding
+from .findings import Findings
 from .history import histories
 from .layer import Layer
 from .rules import SETTLED, judge
@@ -92,7 +93,7 @@ def _of_batches(
     model: Any, layers: Any, batches: Iterable[Any], call: Any, loss: Any, max_batches: int | None
 ) -> tuple[set[str], list[Finding]]:
     """The names of the layers that were measured, and what was found."""
-    from ..record._layers import bare
+    from ..watch.layers import bare
     from .measure import measure
     from .modes import compare_modes
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .. import activations
 from ..nn.frozen import Frozen
-from ..record._layers import bare
+from ..watch.layers import bare
 from .checkpoint import to_array
 from .layer import ITSELF, Layer, Place, Settings
 

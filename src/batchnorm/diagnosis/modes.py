@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..record._layers import bare
-from ..reporting.facts import plain
 from ..tools.drift import Drift, Recalibration
 from ..tools.population import forward, layers_of, measuring
 from ..tools.recalibrate import recalibrate, require_repeatable
+from ..view.facts import plain
+from ..watch.layers import bare
 from .measure import Call, Loss, target_of, undisturbed_random_state
 
 

@@ -9,8 +9,8 @@ from itertools import groupby
 from rich.console import Console, Group
 from rich.padding import Padding
 
-from ..reporting.facts import plural
-from ..reporting.terminal import MUTED, text
+from ..view.facts import plural
+from ..view.terminal import MUTED, text
 from .finding import SEVERITIES, Finding
 
 STYLES = {"serious": "bold red", "warning": "yellow", "note": ""}

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..record import Run
-from ..reporting.words import summarize
+from ..runs import Run
+from ..view.words import summarize
 from .arms import ARMS
 from .errors import LabError
 from .experiment import Experiment
@@ -101,7 +101,7 @@ def _plan(experiment: Experiment) -> str:
 def _write_page(run: Run) -> Path | None:
     """Write report.html into the run; without what it is drawn with, say so and go on."""
     try:
-        from ..reporting import report
+        from ..view import report
 
         return Path(report(run))
     except ModuleNotFoundError:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..record import Run, open_run
-from ..record.lock import Lock
-from ..record.schema import FORMAT, RUN, write_atomically
-from ..reporting.facts import plain
+from ..runs import Run, open_run
+from ..runs.lock import Lock
+from ..runs.schema import FORMAT, RUN, write_atomically
+from ..view.facts import plain
 from .batches import Batches
 from .data import Data, load
 from .errors import LabError

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..nn import convert
+from ..model.convert import convert
 from .errors import LabError
 
 Value = TypeVar("Value")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..record import Recorder, watch
-from ..record.schema import RUN, write_atomically
+from ..runs.schema import RUN, write_atomically
+from ..watch import Recorder, watch
 from .arms import PairPerBatch, fix_affine
 from .batches import Batches
 from .data import Data

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .mixin import Mixin, mix_in, take_out
+from ..mixin import Mixin, mix_in, take_out
 
 
 class Frozen(Mixin):

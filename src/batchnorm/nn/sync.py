@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from ..mixin import plain_class, set_class
 from .layer import _BatchNorm
-from .mixin import plain_class, set_class
 from .options import restore_options, set_options
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ class SyncBatchNorm(_BatchNorm):
             module: any module, or a batch-norm layer itself.
             process_group: whose ranks are measured together; None for all.
         """
-        from .convert import convert
+        from .._lazy import late
 
-        return convert(module, sync=True, process_group=process_group)
+        return late("batchnorm.model.convert", "convert")(module, sync=True, process_group=process_group)
 
 
 def synchronize(model: nn.Module, process_group: ProcessGroup | None) -> None:

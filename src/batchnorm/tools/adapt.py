@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..nn.mixin import BatchNorm
+from ..mixin import BatchNorm
 from .drift import Recalibration
 from .population import Call, Ranks, Saved, forward, layers_of, measuring, unwrapped
 from .recalibrate import require_repeatable, update_statistics

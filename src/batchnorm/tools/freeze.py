@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from ..mixin import BatchNorm
 from ..nn.frozen import Frozen, freeze_layer, unfreeze_layer
-from ..nn.mixin import BatchNorm
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..activations import NONE
+from ..mixin import BatchNorm, Mixin, mix_in, take_out
 from ..moments import Moments, mask_of_lengths
 from ..nn.frozen import Frozen
 from ..nn.layer import _BatchNorm as Ours
-from ..nn.mixin import BatchNorm, Mixin, mix_in, take_out
 from ..ops import steps
 from ..ops.collective import several
 from ..ops.plain import Settings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..nn.mixin import BatchNorm
+from ..mixin import BatchNorm
 from .drift import Drift, Recalibration, distance
 from .population import Call, Pooled, Ranks, Saved, forward, layers_of, population, unwrapped
 

@@ -7,10 +7,10 @@ from typing import Literal, TypeVar
 from torch import nn
 
 from .. import activations
-from ..nn.convert import _OURS
+from ..mixin import BatchNorm, plain_class
+from ..model.convert import _OURS
 from ..nn.frozen import Frozen
 from ..nn.layer import _BatchNorm as Ours
-from ..nn.mixin import BatchNorm, plain_class
 from ..nn.sync import unsynchronize
 from .freeze import freeze
 

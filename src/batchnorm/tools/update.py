@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from .. import activations
 from ..checks import check_model
+from ..mixin import BatchNorm, Mixin, mix_in, take_out
 from ..moments import Moments
 from ..nn.batchnorm import _BatchNorm as Ours
-from ..nn.mixin import BatchNorm, Mixin, mix_in, take_out
 from ..nn.recompute import recomputing
 from ..ops import steps
 from ..ops.collective import several

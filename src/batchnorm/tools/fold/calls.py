@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ...nn.mixin import BatchNorm
+from ...mixin import BatchNorm
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, BatchNorm)
 

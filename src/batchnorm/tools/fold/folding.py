@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ... import activations
-from ...nn.mixin import BatchNorm
+from ...mixin import BatchNorm
 from .calls import Calls
 from .neighbours import Stays, check, neighbour
 from .verify import ranks_seen, verified

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ...nn.mixin import BatchNorm
+from ...mixin import BatchNorm
 
 
 def ranks_seen(model: nn.Module, inputs: Any) -> dict[str, set[int]]:

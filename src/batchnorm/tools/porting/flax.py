@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ...mixin import BatchNorm
 from ...nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from ...nn.mixin import BatchNorm
 from .values import Values, values_of
 
 

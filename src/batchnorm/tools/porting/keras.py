@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ...mixin import BatchNorm
 from ...nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from ...nn.mixin import BatchNorm
 from ...nn.renorm import Renorm
 from .renorm import AVERAGES, renormalize_as_keras
 from .values import Values, array_of, values_of

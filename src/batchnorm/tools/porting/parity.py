@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...nn import convert
-from ...nn.mixin import BatchNorm
+from ...mixin import BatchNorm
+from ...model.convert import convert
 
 Batches = list[Tensor]
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...mixin import Mixin, mix_in
 from ...nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from ...nn.mixin import Mixin, mix_in
 
 AVERAGES = ("moving_stddev", "renorm_mean", "renorm_stddev")
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...mixin import BatchNorm
 from ...nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ...nn.frozen import Frozen, freeze_layer
-from ...nn.mixin import BatchNorm
 from ...nn.renorm import Renorm
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -1,0 +1,44 @@
+"""Packages whose names are looked up on first use (PEP 562): importing one imports nothing that nobody asks for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+
+class _Face(ModuleType):
+    """A package that is a face of names which live in other modules."""
+
+    _home: Mapping[str, str]
+    __all__: list[str]
+
+    def __getattr__(self, name: str) -> object:
+        if name not in self._home:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        value = late(self._home[name], name, self.__name__)
+        self.__dict__[name] = value
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Importing a submodule binds it here. `batchnorm.watch` is a package, and a function: people mean the function.
+        if not (name in self._home and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted(self.__all__)
+
+
+def face(package: str, home: Mapping[str, str]) -> list[str]:
+    """Make the package look these names up in their homes, modules relative to it; returns them, for `__all__`."""
+    module = sys.modules[package]
+    module.__dict__["_home"] = home
+    module.__class__ = _Face
+    return list(home)
+
+
+def late(module: str, name: str, package: str | None = None) -> Any:
+    """A name of a module that is imported only now: for the few that a room below needs of one above."""
+    return getattr(import_module(module, package), name)

@@ -1,0 +1,1 @@
+"""Timing batch normalization on this machine beside torch's: `batchnorm bench`."""

@@ -1,0 +1,116 @@
+"""What can be known of a module's forward before it runs: its source, and what the attributes it uses are."""
+
+from __future__ import annotations
+
+import ast
+from abc import ABCMeta
+from types import FunctionType
+from typing import Any, NamedTuple
+
+from torch import fx, nn
+
+from .. import activations
+from . import calls, source
+from .patterns import ABSENT, ACTIVATION, HARMLESS, IDENTITY, LAYER, OTHER, PROPERTY, path_of
+
+# What the attributes that a class's methods use are in one of its modules, by their path after `self.`.
+Roles = tuple[tuple[str, str], ...]
+_SEES_THE_CHANGE = ("type", "__class__", "locals", "vars", "dir", "eval", "exec")
+
+
+class Method(NamedTuple):
+    """A method whose source can be rewritten."""
+
+    owner: type
+    function: Any
+    definition: ast.FunctionDef
+    self_name: str
+
+
+def is_read(original: type[nn.Module]) -> bool:
+    """Whether its forward is written for a model: torch's own and ours have nothing to be found in."""
+    ours = original.__module__.split(".")[0] in ("torch", __name__.split(".")[0])
+    return not ours and original.forward is not nn.Module.forward
+
+
+def methods_of(original: type[nn.Module]) -> dict[str, Method | source.Unreadable]:
+    """forward and the methods it calls on itself, torch's own aside."""
+    methods: dict[str, Method | source.Unreadable] = {}
+    names = ["forward"]
+    while names:
+        name = names.pop()
+        owner = next((kind for kind in original.__mro__ if name in vars(kind)), None)
+        if name in methods or owner is None or owner.__module__.split(".")[0] == "torch":
+            continue
+        function = vars(owner)[name]
+        if name != "forward" and not isinstance(function, FunctionType):
+            continue
+        try:
+            definition = source.read(function)
+        except source.Unreadable as reason:
+            methods[name] = reason
+            continue
+        self_name = _self_name(definition)
+        methods[name] = Method(owner, function, definition, self_name)
+        own = (path_of(n, self_name) for n in ast.walk(definition) if isinstance(n, ast.Attribute))
+        names += sorted({path for path in own if path})
+    return methods
+
+
+def roles_in(module: nn.Module, original: type[nn.Module]) -> Roles:
+    """What every attribute that the methods use is in this module."""
+    paths = {"": LAYER} if any(calls.fusible(m) for m in module.children()) else {}
+    for method in methods_of(original).values():
+        if isinstance(method, Method):
+            nodes = (n for n in ast.walk(method.definition) if isinstance(n, ast.Attribute | ast.Subscript))
+            paths |= {path: _role(module, path) for n in nodes if (path := path_of(n, method.self_name))}
+    return tuple(sorted(paths.items()))
+
+
+def refusal(original: type[nn.Module], methods: dict[str, Method | source.Unreadable]) -> str:
+    """Why modules of this class cannot get another class; empty if they can."""
+    if issubclass(original, fx.GraphModule):
+        return "a torch.fx graph has a class of its own: convert the model before it is traced"
+    if type(original) not in (type, ABCMeta):
+        return f"its metaclass {type(original).__name__} may do something with a subclass"
+    if any("__init_subclass__" in vars(kind) for kind in original.__mro__[:-1]):
+        return "its class does something with every subclass (__init_subclass__)"
+    for method in methods.values():
+        for node in ast.walk(method.definition) if isinstance(method, Method) else ():
+            name = node.id if isinstance(node, ast.Name) else ""
+            if name in _SEES_THE_CHANGE or (isinstance(node, ast.Attribute) and node.attr == "__class__"):
+                return f"line {getattr(node, 'lineno', '?')}: {name or '__class__'} would see that the class is another"
+    return ""
+
+
+def _self_name(definition: ast.FunctionDef) -> str:
+    """What a method calls its module; empty if that name may be another thing too."""
+    first = [*definition.args.posonlyargs, *definition.args.args][:1]
+    name = first[0].arg if first else ""
+    arguments = [n for n in ast.walk(definition) if isinstance(n, ast.arg) and n.arg == name]
+    names = [n for n in ast.walk(definition) if isinstance(n, ast.Name) and n.id == name]
+    return name if len(arguments) == 1 and all(isinstance(n.ctx, ast.Load) for n in names) else ""
+
+
+def _role(module: nn.Module, path: str) -> str:
+    found = calls.child(module, path.removesuffix("[]"))
+    if path.endswith("[]"):
+        items = list(found.children()) if isinstance(found, nn.ModuleList | nn.ModuleDict) else []
+        if any(calls.fusible(m) for m in items):
+            return LAYER
+        kinds = {type(m) for m in items}
+        return ACTIVATION if kinds and kinds <= activations.MODULES.keys() else OTHER
+    kind, name = type(module), path.split(".")[0]
+    if hasattr(getattr(kind, name, None), "__get__") or kind.__getattribute__ is not object.__getattribute__:
+        return PROPERTY  # or a method: what it is has to be run
+    if hasattr(kind, name):
+        return OTHER
+    if found is None:
+        return ABSENT if "." not in path and kind.__getattr__ is nn.Module.__getattr__ else OTHER
+    if calls.fusible(found):
+        return LAYER
+    if type(found) is nn.Identity:
+        return IDENTITY
+    if type(found) in activations.MODULES or (isinstance(found, FunctionType) and found in calls.FUNCTIONS):
+        return ACTIVATION
+    return HARMLESS if calls.harmless(found) else OTHER

@@ -1,0 +1,96 @@
+"""The folder of a run: made, reopened, and marked with how the run ended."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .._version import __version__
+from .lock import Lock
+from .reader import open_run
+from .schema import FORMAT, RUN, LayerInfo, write_atomically
+
+
+def create_folder(
+    log_dir: str | os.PathLike[str] | None,
+    layers: Sequence[LayerInfo],
+    meta: Mapping[str, Any] | None,
+    more: Mapping[str, Any],
+) -> Lock:
+    """Make the folder of a new run, with its run.json, and hold it.
+
+    Args:
+        log_dir: where; None for runs/<date>-<time>.
+        layers: the watched ones.
+        meta: the user's facts, anything JSON can hold.
+        more: our facts beside those of the format.
+
+    Raises:
+        FileExistsError: there is a run already.
+        BlockingIOError: another process is making one there.
+        ValueError, TypeError: meta is not JSON; nothing has been made then.
+    """
+    now = datetime.now(timezone.utc)
+    path = Path("runs") / now.strftime("%Y%m%d-%H%M%S-%f") if log_dir is None else Path(log_dir)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"log_dir must be a folder, and {path} is a file: name another")
+    _refuse_run(path)
+    text = _encode(
+        {
+            "format": FORMAT,
+            "batchnorm": __version__,
+            **more,
+            "created": now.isoformat(timespec="milliseconds"),
+            "status": "running",
+            "layers": [layer.to_json() for layer in layers],
+            "meta": dict(meta or {}),
+        }
+    )
+    path.mkdir(parents=True, exist_ok=True)
+    lock = Lock(path)
+    _refuse_run(path)  # made by another process since
+    write_atomically(path / RUN, text)
+    return lock
+
+
+def _refuse_run(path: Path) -> None:
+    if (path / RUN).exists():
+        raise FileExistsError(f"{path} holds a run already: name another folder, or go on with resume_step=")
+
+
+def reopen_folder(
+    log_dir: str | os.PathLike[str] | None, layers: Sequence[LayerInfo], meta: Mapping[str, Any] | None
+) -> Lock:
+    """Hold an existing run and mark it as running again; what `meta` says replaces what it said.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: it is a run of other layers.
+        BlockingIOError: it is being written.
+    """
+    if log_dir is None:
+        raise ValueError("resume_step needs log_dir, the folder of the run to go on with")
+    run = open_run(log_dir)
+    before, now = ([(layer.name, layer.channels) for layer in of_run] for of_run in (run.layers, layers))
+    if before != now:
+        raise ValueError(f"{run.path} is a run of other layers: it has {before}, the model {now}")
+    lock = Lock(run.path)
+    _update(run.path, {"status": "running", "meta": {**run.meta, **(meta or {})}})
+    return lock
+
+
+def set_status(path: Path, status: str) -> None:
+    """Say in run.json how the run ended."""
+    _update(path, {"status": status})
+
+
+def _update(path: Path, facts: Mapping[str, Any]) -> None:
+    write_atomically(path / RUN, _encode({**json.loads((path / RUN).read_bytes()), **facts}))
+
+
+def _encode(facts: Mapping[str, Any]) -> bytes:
+    return json.dumps(facts, indent=2, allow_nan=False).encode()

@@ -1,0 +1,252 @@
+"""The page: one self-contained report.html, opened from disk, that asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..runs.reader import Run, open_run
+from ..runs.schema import write_atomically
+from .facts import alert_lines, arm_results, damage_lines, health, plain, plural, spoken
+from .select import BANDS, Selection, nearest, select
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+VEGA_LITE = "6.4"
+TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("data.js", "charts.js", "page.js")
+
+
+def report(run_or_path: Run | str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the page of a run and return where it is.
+
+    Args:
+        run_or_path: a run from `open_run`, or the folder of one.
+        out: the file to write; RUN/report.html if not given. It appears whole or not at all.
+    Returns:
+        The path of the page: one HTML file that opens offline.
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no run.
+        ValueError: the run cannot be read.
+        IsADirectoryError: `out` is a folder.
+        PermissionError: the page must not be written there.
+        ModuleNotFoundError: Altair or vl-convert is not installed (`pip install "batchnorm[report]"`).
+    """
+    require_charts()
+    if isinstance(run_or_path, (str, os.PathLike)):
+        run_or_path = open_run(run_or_path)
+    path = Path(out) if out is not None else run_or_path.path / "report.html"
+    if path.is_dir():
+        cure = f"name a file: --out {path / 'report.html'}"
+        raise IsADirectoryError(f"the page is one file, but {path} is a folder; {cure}")
+    content = render(run_or_path).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except PermissionError as error:
+        raise PermissionError(f"no permission to write {path}; choose another file with --out FILE") from error
+    return path
+
+
+def require_charts() -> None:
+    """Raise with the cure where what draws the charts is not installed."""
+    for module, name in (("altair", "Altair"), ("vl_convert", "vl-convert")):
+        if find_spec(module) is None:
+            message = f'the page is drawn with {name}, which is not installed: pip install "batchnorm[report]"'
+            raise ModuleNotFoundError(message, name=module)
+
+
+@cache
+def vega_bundle() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed with Vega's expression interpreter as one script (0.9 MB)."""
+    import vl_convert
+
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
+    return script.replace("</script", "<\\/script")
+
+
+def render(run: Run) -> str:
+    """Return the page of a run as HTML."""
+    with ThreadPoolExecutor(1) as pool:
+        bundle = pool.submit(vega_bundle)  # takes seconds, without Python's lock: the rest is made meanwhile
+        from . import charts
+
+        selection = select(run)
+        specs = chart_specs(run, selection)
+        environment = _environment()
+        style = environment.get_template("page.css").render(
+            palettes={"light": charts.LIGHT, "dark": charts.DARK}, font=charts.FONT
+        )
+        own = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
+        # Each in a scope of its own: the bundle's names are short, many, and change with its version.
+        scripts = [f'(() => {{\n"use strict";\n{script}\n}})();' for script in (bundle.result(), own)]
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {' '.join(map(_hash, scripts))}",
+            f"style-src {_hash(style)}",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    return environment.get_template("report.html").render(
+        run=run,
+        main=selection.run,
+        policy=policy,
+        style=style,
+        scripts=scripts,
+        data=payload(run, selection) | {"specs": specs},
+        health=health(run),
+        alerts=alert_lines(run),
+        words=_words(run),
+        notes=selection.notes,
+        damage=damage_lines(run),
+        specs=specs,
+        selection=selection,
+        arms=list(arm_results(run)),
+        plural=plural,
+        spoken=spoken,
+    )
+
+
+def chart_specs(run: Run, selection: Selection) -> dict[str, dict[str, Any]]:
+    """Return the Vega-Lite specification of every chart of the page, without data: the page fills in the rows."""
+    import altair as alt
+
+    from . import charts
+
+    trace, probes = alt.NamedData("trace"), alt.NamedData("probes") if len(selection.probe_steps) else None
+    parameters = charts.parameters(*first_look(selection))
+    step, learns = parameters[0], any(view.bands for view in selection.layers)
+    made: dict[str, Any] = {}
+    if len(selection.steps):
+        made["measured"] = charts.measured(trace, probes).add_params(*parameters)
+        made["learned"] = charts.learned(trace, probes).add_params(*parameters)
+        made["running_mean"] = charts.running_mean(trace).add_params(step)
+        made["running_variance"] = charts.running_variance(trace).add_params(step)
+        if learns:
+            made["gamma_grad"] = charts.gradients(trace, "gamma_grad").add_params(step)
+            made["beta_grad"] = charts.gradients(trace, "beta_grad").add_params(step)
+        if any("own_gamma" in view.columns for view in selection.layers):
+            made["owned_gamma"] = charts.owned(trace, "gamma").add_params(step)
+            made["owned_beta"] = charts.owned(trace, "beta").add_params(step)
+    if len(selection.band_steps) and learns:
+        for quantity in ("gamma", "beta"):
+            name = f"{quantity}_bands"
+            made[name] = charts.bands(alt.NamedData(name), quantity).add_params(step)
+    if arm_results(run):
+        made["arms_curves"] = charts.arms_curves(alt.NamedData("curves"))
+        made["arms_final"] = charts.arms_final(alt.NamedData("final"), alt.NamedData("pairs"))
+    return {name: chart.to_dict(validate=False) for name, chart in made.items()}
+
+
+def first_look(selection: Selection) -> tuple[int, int]:
+    """Return the step to open the page at and the probed step nearest to it; 0 if none.
+
+    Three quarters of the way; where batches were probed, at the probe nearest to that, so that both panels and the
+    strips beside them show the same weights.
+    """
+    if not len(selection.steps):
+        return 0, 0
+    step = int(selection.steps[(len(selection.steps) - 1) * 3 // 4])
+    probed = selection.probe_steps
+    if not len(probed):
+        return step, step
+    probe = int(probed[nearest(probed, step)])
+    return int(selection.steps[nearest(selection.steps, probe)]), probe
+
+
+def payload(run: Run, selection: Selection) -> dict[str, Any]:
+    """Return the page's data: columns of float32 in base64, which keep NaN and take half the room of decimals."""
+    from . import charts
+
+    step, probe = first_look(selection)
+    layers = [
+        {
+            "name": view.info.name,
+            "kind": view.info.kind,
+            "size": view.info.channels,
+            "eps": view.info.eps,
+            "momentum": view.info.momentum,
+            "affine": view.info.affine,
+            "tracks": view.info.tracks,
+            "channels": view.channels.tolist(),
+            "moved": bool(view.moved[0] > 0),
+            "counts": view.counts.tolist(),
+            "broken": {quantity: at for quantity, at in view.broken.items() if at},
+            "columns": {quantity: pack(values) for quantity, values in view.columns.items()},
+            "probes": {quantity: pack(values) for quantity, values in view.probes.items()},
+            "batches": view.probes["batch_mean"].shape[1],
+            "bands": {quantity: pack(values) for quantity, values in view.bands.items()},
+        }
+        for view in selection.layers
+    ]
+    return {
+        "steps": selection.steps.tolist(),
+        "probe_steps": selection.probe_steps.tolist(),
+        "band_steps": selection.band_steps.tolist(),
+        "bands": BANDS,
+        "first": {"layer": selection.first[0], "place": selection.first[1], "step": step, "probe": probe},
+        "layers": layers,
+        "arms": arms_rows(run),
+        "config": {"light": charts.config(charts.LIGHT), "dark": charts.config(charts.DARK)},
+    }
+
+
+def arms_rows(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the charts that compare arms: curves, final, pairs."""
+    curves: list[dict[str, Any]] = []
+    final: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    for order, (arm, result) in enumerate(arm_results(run).items()):
+        about = {"arm": arm, "order": order}
+        final.append(about | _with_chance(result.get("test_accuracy"), run.meta.get("test_samples")))
+        curve = result.get("curve", {})
+        points = zip(curve.get("step", []), curve.get("test_accuracy", []), strict=False)
+        curves += [about | {"step": step, "test_accuracy": accuracy} for step, accuracy in points]
+        singles = result.get("single_pair_accuracy", {}).get("all", [])
+        pairs += [about | {"test_accuracy": accuracy} for accuracy in singles]
+    return plain({"curves": curves, "final": final, "pairs": pairs})
+
+
+def _with_chance(accuracy: float | None, samples: int | None) -> dict[str, float | None]:
+    """Return an accuracy and how far, up or down, chance may have moved it: two standard errors on so many samples."""
+    lo = hi = None
+    if accuracy is not None and samples:
+        from .words import STANDARD_ERRORS
+
+        away = STANDARD_ERRORS * (accuracy * (1 - accuracy) / samples) ** 0.5
+        lo, hi = max(0.0, accuracy - away), min(1.0, accuracy + away)
+    return {"test_accuracy": accuracy, "lo": lo, "hi": hi}
+
+
+def pack(values: NDArray[np.float32]) -> str:
+    """Return float32 numbers, little-endian and row by row, in base64."""
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+
+
+def _words(run: Run) -> list[str]:
+    from .words import summarize
+
+    return summarize(run)
+
+
+def _hash(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # Names of layers and all else in a run come from outside: autoescape makes them text.
+    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)

@@ -1,0 +1,116 @@
+"""Runs in the terminal, in rich tables: `list_` the runs of a folder, `show` one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .facts import brief, facts, plural, spoken
+
+if TYPE_CHECKING:
+    from ..runs.reader import Run
+
+WIDE = 100_000  # columns: more than any table needs
+MEASURED, LEARNED, MUTED = "bright_blue", "dark_orange", "bright_black"
+
+
+def list_(runs: Sequence[Run], root: Path, console: Console | None = None) -> None:
+    """Print a line a run."""
+    console = console or Console()
+    if not runs:
+        console.print(text(f"No runs in {root}."))
+        return
+    table = Table(box=None, pad_edge=False, header_style=MUTED)
+    for column in ("run", "begun (UTC)", "status", "steps", "layers", "test accuracy"):
+        table.add_column(
+            column,
+            justify="right" if column in ("steps", "layers") else "left",
+            overflow="fold",
+            no_wrap=column == "run",  # it is copied, and piped, to `show`
+        )
+    for run in runs:
+        said = brief(run)
+        accuracies = ", ".join(f"{arm} {value:.1%}" for arm, value in said["test_accuracy"].items())
+        path, steps = os.path.relpath(run.path), f"{said['steps']:,}"
+        cells = (path, said["created"][:19], said["status"], steps, str(said["layers"]))
+        table.add_row(*map(text, (*cells, accuracies)))
+    # A path that is cut opens no run: a narrow or piped table is rather printed wider than the terminal.
+    console.width = WIDE
+    console.print(table)
+
+
+def show(run: Run, console: Console | None = None) -> None:
+    """Print what a run recorded: how it went, its layers, γ and β then and now, what was not finite."""
+    console = console or Console()
+    said = facts(run)
+    console.print(text(run.path.name, "bold"), text(said["status"]), text(said["created"], MUTED))
+    if said["meta"]:
+        console.print(text("; ".join(f"{name} {spoken(value)}" for name, value in said["meta"].items()), MUTED))
+    console.print(text(f"{plural(said['steps'], 'recorded step')}; {said['health']}"))
+    for line in (*said["alerts"], *(f"damage: {line}" for line in said["damage"])):
+        console.print(text(f"  {line}", "bold red"))
+    if said["arms"]:
+        console.print(_arms(said["arms"]))
+    if said["layers"]:
+        console.print(_layers(said["layers"]))
+        console.print(
+            text(
+                "median over the channels, first recorded step → last; in brackets the middle 90 %; NaN where any "
+                "channel was not finite",
+                MUTED,
+            )
+        )
+
+
+def _arms(arms: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style=MUTED, title_justify="left")
+    for column in ("arm", "status", "test accuracy", "train accuracy", "steps", "seconds"):
+        table.add_column(column)
+    for name, arm in arms.items():
+        accuracies = (_number(arm.get(f"{split}_accuracy"), ".2%") for split in ("test", "train"))
+        cells = (name, arm["status"], *accuracies, _number(arm.get("steps"), ","), _number(arm.get("seconds"), ".1f"))
+        table.add_row(*map(text, cells))
+    return table
+
+
+def _layers(layers: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style=MUTED)
+    table.add_column("layer", overflow="fold")
+    table.add_column("channels", justify="right")
+    table.add_column("γ, learned", style=LEARNED)
+    table.add_column("β, learned", style=LEARNED)
+    table.add_column("batch mean, measured", style=MEASURED)
+    for layer in layers:
+        learned = [_story(layer[q]) if layer["affine"] else "none: affine=False" for q in ("gamma", "beta")]
+        name = layer["name"] or "(the model itself)"
+        table.add_row(*map(text, (name, str(layer["channels"]), *learned, _story(layer["batch_mean"]))))
+    return table
+
+
+def _story(ends: dict[str, dict[str, float | None]] | None) -> str:
+    if ends is None:
+        return "–"
+    first, last = ends["first"], ends["last"]
+    told = f"{_median(first)} → {_median(last)}"
+    if last["p50"] is not None:
+        told += f" [{last['p05']:.3g}, {last['p95']:.3g}]"
+    return told.replace("-", "−")
+
+
+def _median(step: dict[str, float | None]) -> str:
+    return "NaN" if step["p50"] is None else f"{step['p50']:.3g}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def text(content: str, style: str = "") -> Text:
+    """Return text as it is: no markup is read in it, and what would steer the terminal is replaced."""
+    return Text("".join(each if each.isprintable() else "�" for each in content), style=style)

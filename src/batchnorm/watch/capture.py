@@ -1,0 +1,208 @@
+"""From the layers to the host: everything one step left behind, in one concatenation and one copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..runs.schema import LayerInfo
+from .hooks import NOTHING, PRECISE, LayerWatch, Switch, is_tracked
+from .snapshot import ON_DEVICE, Flats, Layout, Part, Snapshot, Way
+
+
+class Capture:
+    """The watched layers of a model, and the way from them to a `Snapshot`."""
+
+    def __init__(self, layers: Sequence[tuple[LayerInfo, Any]], device: torch.device | None) -> None:
+        self.switch = Switch()
+        layout = Layout([info for info, _ in layers])
+        self._watches = [LayerWatch(layers[i][1], layers[i][0], self.switch) for i in layout.order]
+        self._handles = [w.layer.register_forward_hook(w, with_kwargs=True) for w in self._watches]
+        self._channels = layout.channels
+        # Stands in for what does not exist, so that everything has its fixed place in the concatenation.
+        self._zeros = [torch.zeros(w.info.channels, device=device) for w in self._watches]
+        self._reads_counters = False
+
+    def remove(self) -> None:
+        """Take the hooks out again."""
+        for handle in self._handles:
+            handle.remove()
+
+    def begin(self, recorded: bool) -> None:
+        """Forget the forwards so far: a step begins, to be recorded or not."""
+        self.switch.on = recorded
+        for watch in self._watches:
+            watch.reset()
+
+    def unseen(self) -> bool:
+        """Whether a layer in train mode ran past its hook, or not at all: only its counter can tell."""
+        return any(w.layer.training and not w.forwards and is_tracked(w.layer) for w in self._watches)
+
+    def take(
+        self, step: int, *, recorded: bool = True, gradients: bool = True, scale: Tensor | None = None
+    ) -> Snapshot:
+        """Everything the step measured, tracked and learned, on its way to the host.
+
+        Args:
+            step: its number.
+            recorded: else only where the running statistics stand.
+            gradients: read them too; else `add_gradients` later, or never.
+            scale: what a gradient scaler has multiplied them by, one number.
+        """
+        moments: list[Tensor] = []
+        extras: list[Tensor] = []
+        state: list[Tensor] = []
+        device_counts: list[Tensor] = []
+        more_device_counts: list[Tensor] = []
+        ways: list[int] = []
+        counts: list[int] = []
+        more: list[tuple[int, Part]] = []
+        present: list[int] = []
+        for i, (w, zero) in enumerate(zip(self._watches, self._zeros, strict=True)):
+            m = w.moments[0] if w.moments else NOTHING
+            moments.extend((zero if m.first is None else m.first, zero if m.second is None else m.second))
+            ways.append(m.way)
+            counts.append(_host_count(m.count, device_counts))
+            for m in w.moments[1:]:
+                extras.extend((zero if m.first is None else m.first, zero if m.second is None else m.second))
+                more.append((i, Part(m.way, _host_count(m.count, more_device_counts))))
+            of_layer = _state(w.layer)
+            state.extend([zero if tensor is None else tensor for tensor in of_layer])
+            present.append(_bits(of_layer, (2, 3, 6, 7)))
+            w.untracked = 0
+        slopes: list[Tensor] = []
+        if gradients:
+            slopes, slopes_present = self._gradients()
+            present = [bits | extra for bits, extra in zip(present, slopes_present, strict=True)]
+        if scale is not None:
+            extras.append(scale.reshape(1))
+        taken = {*ways, *(part.way for _, part in more)}
+        fetch = self._send_all(moments, extras, state, slopes, exact=not taken.isdisjoint((Way.M2, Way.VARIANCE)))
+        # A layer that once ran past its hook, or had to be inverted, may at any step.
+        self._reads_counters = self._reads_counters or Way.INVERT in taken or self.unseen()
+        fetch_counts = _send(device_counts + more_device_counts)
+        fetch_counters = _send(self._counters()) if self._reads_counters or not recorded else None
+
+        def flats() -> Flats:
+            batch, rest, parameters, grads = fetch()
+            return Flats(
+                moments=batch,
+                parameters=parameters,
+                gradients=None if not gradients else grads if scale is None else grads / rest[-1],
+                extras=rest,
+                counts=fetch_counts()[0],
+                tracked=fetch_counters()[0] if fetch_counters else None,
+            )
+
+        return Snapshot(
+            step=step,
+            recorded=recorded,
+            fetch=flats,
+            ways=ways,
+            counts=counts,
+            more=more,
+            forwards=[w.forwards for w in self._watches],
+            present=present,
+            momenta=[w.layer.momentum for w in self._watches],
+            traced_counts=[w.traced_count for w in self._watches],
+        )
+
+    def add_gradients(self, snapshot: Snapshot) -> None:
+        """Read the gradients as they are now into a snapshot taken without them."""
+        slopes, more = self._gradients()
+        fetch, fetch_slopes = snapshot.fetch, _send(slopes)
+        snapshot.present = [bits | extra for bits, extra in zip(snapshot.present, more, strict=True)]
+        snapshot.fetch = lambda: fetch()._replace(gradients=fetch_slopes()[0])
+
+    def owns(self, parameter: Tensor) -> bool:
+        """Whether it is the gamma or beta of a watched layer."""
+        return any(parameter is p for w in self._watches for p in w.layer._parameters.values())
+
+    def _gradients(self) -> tuple[list[Tensor], list[int]]:
+        """Those of gamma and beta of every layer, and which exist, as bits of QUANTITIES."""
+        slopes: list[Tensor] = []
+        present: list[int] = []
+        for w, zero in zip(self._watches, self._zeros, strict=True):
+            learned = w.layer._parameters.get("weight"), w.layer._parameters.get("bias")
+            of_layer = [None if parameter is None else parameter.grad for parameter in learned]
+            slopes.extend([zero if slope is None else slope for slope in of_layer])
+            present.append(_bits(of_layer, (4, 5)))
+        return slopes, present
+
+    def _counters(self) -> list[Tensor]:
+        """How often each layer's running statistics were updated; 0 where they are not tracked."""
+        counters = (w.layer.num_batches_tracked for w in self._watches)
+        return [
+            (torch.zeros_like(zero[0], dtype=torch.int64) if counter is None else counter).reshape(1)
+            for zero, counter in zip(self._zeros, counters, strict=True)
+        ]
+
+    def _send_all(
+        self, moments: list[Tensor], extras: list[Tensor], state: list[Tensor], slopes: list[Tensor], *, exact: bool
+    ) -> Callable[[], list[np.ndarray]]:
+        """Send these four, in this order; `exact` moments are float64 and go apart, for mixing types is slow."""
+        c = self._channels
+        if exact:
+            batch, rest = _send([*moments, *extras], 2 * c), _send([*state, *slopes], 4 * c)
+            return lambda: batch() + rest()
+        whole = _send([*moments, *state, *slopes, *extras], 2 * c, 6 * c, (8 if slopes else 6) * c)
+
+        def fetch() -> list[np.ndarray]:
+            batch, parameters, grads, more = whole()
+            return [batch, more, parameters, grads]
+
+        return fetch
+
+
+def _state(layer: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """gamma, beta, running mean and running variance; None for those that the layer has not."""
+    parameters, buffers = layer._parameters, layer._buffers  # a module's own look-up is ten times slower
+    if "weight" not in parameters or "bias" not in parameters:  # parametrized: computed on access
+        return layer.weight, layer.bias, layer.running_mean, layer.running_var
+    return parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]
+
+
+def _bits(tensors: Sequence[Tensor | None], places: Sequence[int]) -> int:
+    """Which exist, as bits at their places in QUANTITIES."""
+    return sum([1 << place for tensor, place in zip(tensors, places, strict=True) if tensor is not None])
+
+
+def _host_count(count: int | Tensor, device_counts: list[Tensor]) -> int:
+    """The count; one that is not on the host joins the others that travel, for reading it would wait for the device."""
+    if not isinstance(count, Tensor):
+        return count
+    if count.device.type == "cpu":
+        return int(count)
+    device_counts.append(count.reshape(1))
+    return ON_DEVICE
+
+
+@torch.no_grad()
+def _send(tensors: list[Tensor], *edges: int) -> Callable[[], list[np.ndarray]]:
+    """Start the tensors' way to the host, in one copy; call the result for their numbers, cut at the edges."""
+    if not tensors:
+        return lambda: [np.empty(0, np.float32)] * (len(edges) + 1)
+    try:
+        flat = torch.cat(tensors)
+    except RuntimeError:  # layers on several devices
+        flat = torch.cat([tensor.to(tensors[0].device) for tensor in tensors])
+    if flat.is_floating_point() and flat.dtype not in PRECISE:
+        flat = flat.float()
+    if flat.device.type != "cuda":
+        array = flat.numpy(force=True)
+        return lambda: np.split(array, edges)
+    with torch.cuda.device(flat.device):
+        host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+        host.copy_(flat, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+
+    def fetch() -> list[np.ndarray]:
+        arrived.synchronize()
+        return np.split(host.numpy(), edges)
+
+    return fetch

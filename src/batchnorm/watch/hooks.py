@@ -1,0 +1,168 @@
+"""The hooks on batch-norm layers: what each forward measured, had in the cheapest way that is open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..runs.schema import LayerInfo
+from .snapshot import UNKNOWN, Way
+
+# Nodes that keep the batch mean as result1 and 1 / sqrt(batch variance + eps) as result2.
+_NODES = frozenset({"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"})
+PRECISE = (torch.float32, torch.float64)  # half precision keeps too few digits of a saved or a running statistic
+
+
+@dataclass(slots=True)
+class Moment:
+    """What one forward measured: the count a channel, and two (C,) tensors that are what `way` says."""
+
+    way: Way
+    count: int | Tensor
+    first: Tensor | None = None
+    second: Tensor | None = None
+
+
+NOTHING = Moment(Way.NONE, 0)
+
+
+class Switch:
+    """What the hooks of a recorder look at before they do anything."""
+
+    on = False  # whether the step under way is recorded
+    paused = False  # while probing: no forward is a training step's
+
+
+class Hook:
+    """A module's hook that compiled code passes over and that a copy of the module does not take along.
+
+    Args:
+        call: what it does, with the arguments of the hook.
+    """
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._call(*args)
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        # Pickled or copied, it becomes one that does nothing: a copy of a watched model is not watched.
+        return _unwatched, ()
+
+
+class LayerWatch(Hook):
+    """The forward hook of one layer: keeps what its forwards measured until the step is recorded."""
+
+    def __init__(self, layer: Any, info: LayerInfo, switch: Switch) -> None:
+        super().__init__(self._on_forward)
+        self.layer, self.info = layer, info
+        self.moments: list[Moment] = []
+        self.forwards = 0  # in train mode, within the step under way
+        self.untracked = 0  # of them, since the running statistics were last captured
+        self.traced_count = UNKNOWN
+        self._switch = switch
+        self._last_measured = _measured(layer)
+        self._inverts = True
+
+    def __call__(self, *args: Any) -> None:
+        if torch.compiler.is_compiling():
+            # Of a compiled forward the hook leaves this one assignment; the rest is had by inversion.
+            self.traced_count = _count(_input(*args))
+        else:
+            self._call(*args)
+
+    def _on_forward(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if not layer.training or self._switch.paused:
+            return
+        measured, self._last_measured = self._last_measured, _measured(layer)
+        fresh = self._last_measured if self._last_measured is not measured else None
+        self.forwards += 1
+        self.untracked += 1
+        # Inside a backward it is recomputed (activation checkpointing): the same batch again, counted but not added.
+        if self._switch.on and torch._C._current_graph_task_id() == -1:
+            self.moments.append(self._moment(layer, _input(layer, args, kwargs, out), out, fresh))
+
+    def reset(self) -> None:
+        """Begin the next step."""
+        if self.forwards > 1 and any(moment.way == Way.INVERT for moment in self.moments):
+            self._inverts = False  # it runs more than once a step: measure it from now on
+        self.moments, self.forwards = [], 0
+
+    def _moment(self, layer: nn.Module, x: Tensor, out: Any, measured: Any) -> Moment:
+        if measured is not None:
+            return _handed_over(measured)
+        count = _count(x)
+        node = getattr(out, "grad_fn", None)
+        if type(node).__name__ in _NODES:
+            return _saved(node, count) or measure(x)
+        if self._inverts and self.untracked == 1 and torch.is_grad_enabled() and is_tracked(layer):
+            return Moment(Way.INVERT, count)
+        return measure(x)
+
+
+def _input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Tensor:
+    return args[0] if args else kwargs["input"]
+
+
+def _count(x: Tensor) -> int:
+    """How many values a channel has, N * S."""
+    return x.numel() // x.shape[1]
+
+
+def _unwatched() -> Callable[..., None]:
+    return _nothing
+
+
+def _nothing(*args: Any) -> None:
+    """The hook that a copy of a watched layer is left with."""
+
+
+def _measured(layer: nn.Module) -> Any:
+    """The layer's `measured` attribute, if it is one of those that hand their moments over."""
+    if hasattr(type(layer), "measured"):
+        return layer.measured
+    return vars(layer).get("measured")
+
+
+def _handed_over(moments: Any) -> Moment:
+    mean, m2, count = moments.mean.detach(), moments.m2.detach(), moments.count
+    if not isinstance(count, Tensor):
+        return Moment(Way.M2, int(count), mean, m2)
+    if count.numel() > 1:  # a mask of its own for each channel
+        return Moment(Way.VARIANCE, count.max(), mean, m2 / count.clamp(min=1))
+    return Moment(Way.M2, count, mean, m2)
+
+
+def _saved(node: Any, count: int) -> Moment | None:
+    """What torch's backward will use; None when it holds nothing, too coarse a copy, or only a way to recompute it."""
+    if not node._saved_training:
+        return None
+    # Reading a tensor saved under hooks (checkpointing, offloading) would run them: recompute the forward, say.
+    if getattr(node._raw_saved_result1, "unpack_hook", node) is not None:
+        return None
+    mean, rstd = node._saved_result1, node._saved_result2
+    return Moment(Way.RSTD, count, mean, rstd) if rstd.dtype in PRECISE else None
+
+
+def is_tracked(layer: Any) -> bool:
+    """Whether the running statistics say what the batch's were."""
+    running = layer.running_var
+    moves = layer.momentum is None or layer.momentum > 0
+    return layer.track_running_stats and running is not None and running.dtype in PRECISE and moves
+
+
+def measure(x: Tensor) -> Moment:
+    """Measure the input itself: in float64, around the mean. The dearest way, and always open."""
+    x = x.detach()
+    over = [dim for dim in range(x.dim()) if dim != 1]
+    count = _count(x)
+    if count == 0:
+        return NOTHING
+    variance, mean = torch.var_mean(x.double(), dim=over, correction=0)
+    return Moment(Way.VARIANCE, count, mean, variance)

@@ -1,0 +1,126 @@
+"""The background thread that turns snapshots into records and hands them to the operating system."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from ..runs.journal import Journal, read_frames
+from ..runs.lines import Lines
+from ..runs.schema import ALERTS, F4, PROBED, PROBES, QUANTITIES, STATS, VECTORS, LayerInfo, stats_dtype, vector_starts
+from .digest import Digest
+from .schedule import Schedule
+from .snapshot import Snapshot
+
+# Snapshots wait this long for company: many at once cost the interpreter, which training needs too, hardly more than
+# one. It is also what a killed process loses, at most, of the steps it took.
+_LINGER_SECONDS = 0.05
+_QUEUE_BYTES = 64 << 20
+
+
+class Writer:
+    """Writes one run's journals; `submit` returns at once unless the thread is far behind."""
+
+    def __init__(
+        self,
+        path: Path,
+        layers: Sequence[LayerInfo],
+        schedule: Schedule | None,
+        every: int,
+        before_step: int | None = None,
+    ) -> None:
+        vectors = int(vector_starts(layers, len(QUANTITIES))[-1]) * F4.itemsize
+        probes = int(vector_starts(layers, len(PROBED))[-1]) * F4.itemsize
+        record = stats_dtype(layers).itemsize
+        self._stats = Journal(path / STATS, before_step, lambda n: n == record)
+        self._vectors = Journal(path / VECTORS, before_step, lambda n: n == vectors)
+        self._probes = Journal(path / PROBES, before_step, lambda n: probes > 0 and n % probes == 0)
+        self._alerts = Lines(path / ALERTS, before_step)
+        self._digest = Digest(layers, schedule, every, _last_nonfinite(path, layers))
+        self._queue: deque[Snapshot | tuple[int, np.ndarray]] = deque()
+        self._capacity = max(4, min(256, _QUEUE_BYTES // max(1, vectors)))
+        self._submitted = self._written = 0  # each moved by one thread alone
+        self._wake, self._hurry = threading.Event(), threading.Event()
+        self._closing = False
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="batchnorm-recorder", daemon=True)
+        self._thread.start()
+
+    def submit(self, item: Snapshot | tuple[int, np.ndarray]) -> None:
+        """Queue a snapshot, or the (batches, numbers) of a probe at a step; waits while the queue is full."""
+        while len(self._queue) >= self._capacity and self.error is None:
+            self._hurry.set()
+            time.sleep(0.001)
+        self._submitted += 1
+        self._queue.append(item)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def flush(self) -> None:
+        """Wait until all that was submitted is with the operating system, which no kill of the process undoes."""
+        while self._written < self._submitted and self.error is None:
+            self._hurry.set()
+            time.sleep(0.001)
+
+    def close(self) -> None:
+        """Write what is queued, and close the files."""
+        self._closing = True
+        self._hurry.set()
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            closing = False
+            while not closing:
+                self._wake.wait()
+                self._hurry.wait(_LINGER_SECONDS)
+                # In this order: what is queued from here on wakes the thread again.
+                closing = self._closing
+                self._hurry.clear()
+                self._wake.clear()
+                self._drain()
+        except Exception as error:  # handed to the training thread, which must not die of a full disk
+            self.error = error
+        finally:
+            try:
+                with ExitStack() as stack:
+                    for file in (self._stats, self._vectors, self._probes, self._alerts):
+                        stack.callback(file.close)
+            except OSError as error:
+                self.error = self.error or error
+
+    def _drain(self) -> None:
+        items = [self._queue.popleft() for _ in range(len(self._queue))]
+        snapshots = [item for item in items if isinstance(item, Snapshot)]
+        if snapshots:
+            records = self._digest(snapshots)
+            if records.alerts:
+                self._alerts.append(records.alerts)
+            if records.stats:
+                self._stats.append(records.stats)
+            if records.vectors:
+                self._vectors.append(records.vectors)
+        probes = [(item[0], item[1].tobytes()) for item in items if not isinstance(item, Snapshot)]
+        if probes:
+            self._probes.append(probes)
+        for journal in (self._stats, self._vectors, self._probes):
+            journal.sync()
+        self._written += len(items)
+
+
+def _last_nonfinite(path: Path, layers: Sequence[LayerInfo]) -> np.ndarray:
+    """How many values of each quantity, (layers, quantities), were not finite when last seen: known to the alerts."""
+    last = np.zeros((len(layers), len(QUANTITIES)), np.float32)
+    dtype = stats_dtype(layers)
+    frames = read_frames(path / STATS, lambda length: length == dtype.itemsize)
+    for k in range(len(frames)):
+        nonfinite = np.frombuffer(frames.payload(k), dtype)[0]["stats"][..., -1]
+        last = np.where(np.isnan(nonfinite), last, nonfinite)
+    return last
