@@ -15,7 +15,7 @@ demo: $(VENV)/.demo
 	$(BIN)/batchnorm train
 
 test: $(VENV)/.dev browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

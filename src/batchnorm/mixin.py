@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import nn
 
-BatchNorm = (
-    nn.modules.batchnorm._BatchNorm
-)  # every batch-norm layer's base: torch.nn's, ours, SyncBatchNorm, subclasses
+# Every batch-norm layer's base: torch.nn's, ours, SyncBatchNorm, subclasses.
+BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 class Mixin(nn.Module):
@@ -77,3 +76,28 @@ def _mixed(mixin: type[Mixin], cls: type[nn.Module]) -> type[nn.Module]:
 def _new(cls: type[nn.Module], mixins: tuple[type[Mixin], ...]) -> nn.Module:
     cls = _compose(cls, mixins)
     return cls.__new__(cls)
+
+
+def is_parametrized(layer: nn.Module) -> bool:
+    """Whether a tensor of it is computed by torch.nn.utils.parametrize, which gives the layer a class of its own."""
+    return "parametrizations" in layer._modules
+
+
+def original_class(layer: nn.Module) -> type[nn.Module]:
+    """The class that the layer was written with: without mixins, parametrizations, FSDP, and what `convert` derived."""
+    cls = plain_class(layer)
+    while True:
+        bases = cls.__bases__
+        if "_derived_from" in cls.__dict__:
+            cls = cls.__dict__["_derived_from"]
+        elif len(bases) == 1 and cls.__name__ == f"Parametrized{bases[0].__name__}":
+            cls = bases[0]
+        elif any(base.__name__ == "FSDPModule" for base in bases[:-1]):
+            cls = bases[-1]
+        else:
+            return cls
+
+
+def is_sharded(layer: nn.Module) -> bool:
+    """Whether fully_shard gave the layer itself a class of its own."""
+    return any(base.__name__ == "FSDPModule" for base in plain_class(layer).__bases__)

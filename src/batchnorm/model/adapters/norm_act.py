@@ -1,0 +1,53 @@
+"""timm's BatchNormAct2d: a batch norm, drop and activation in one module, each part of which is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...mixin import BatchNorm, original_class
+from .adapter import Adapter, kept_as_is
+
+_CLASSES = ("BatchNormAct2d", "SyncBatchNormAct")
+_PARTS = ("drop", "act")  # what it runs on the normalized, in this order
+
+
+class NormAct(Adapter):
+    """BatchNormAct2d and SyncBatchNormAct of timm, and subclasses that leave their forward as it is.
+
+    Source: timm/layers/norm_act.py, versions 0.9 to 1.0: batch norm, then self.drop, then self.act.
+    """
+
+    def matches(self, module: nn.Module) -> bool:
+        """By the class that defines the forward."""
+        if not isinstance(module, BatchNorm):
+            return False
+        cls = original_class(module)
+        owner = next(kind for kind in cls.__mro__ if "forward" in vars(kind))
+        return owner.__name__ in _CLASSES and owner.__module__.split(".")[0] == "timm"
+
+    def after(self, layer: Any) -> list[nn.Module]:
+        """The drop and the activation."""
+        parts = (layer._modules.get(name) for name in _PARTS)
+        return [part for part in parts if part is not None and type(part) is not nn.Identity]
+
+    def forward(self, layer: Any) -> Callable[..., Tensor] | None:
+        """Batch norm, drop and activation, of which the last is fused into the first where nothing is between them."""
+        return forward
+
+    def kept(self, layer: Any) -> str | None:
+        """As of every batch norm."""
+        return kept_as_is(layer)
+
+
+def forward(layer: Any, normalize: Callable[..., Tensor], x: Tensor, fuses: Callable[[nn.Module], bool]) -> Tensor:
+    """normalize(x), then drop and act: in one operation where there is no drop and `fuses(act)`."""
+    drop, act = (layer._modules.get(name) for name in _PARTS)
+    if (drop is None or type(drop) is nn.Identity) and act is not None and fuses(act):
+        return normalize(x, activation=act)
+    y = normalize(x)
+    for part in (drop, act):
+        y = y if part is None else part(y)
+    return y

@@ -1,0 +1,31 @@
+"""torch.nn's own batch norms and ours, which are all that their class says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ... import activations
+from ...mixin import BatchNorm, original_class
+from .adapter import Adapter, kept_as_is
+
+
+class Plain(Adapter):
+    """torch.nn.BatchNorm1d, 2d, 3d and SyncBatchNorm, lazy and parametrized ones; and ours."""
+
+    def matches(self, module: nn.Module) -> bool:
+        """By the module that defines the class."""
+        if not isinstance(module, BatchNorm):
+            return False
+        home = original_class(module).__module__
+        return home == "torch.nn.modules.batchnorm" or home.split(".")[0] == __name__.split(".")[0]
+
+    def after(self, layer: Any) -> list[nn.Module]:
+        """The activation fused into a layer of ours."""
+        activation = getattr(layer, "activation", activations.NONE)
+        return [] if activation == activations.NONE else [activations.as_module(activation)]
+
+    def kept(self, layer: Any) -> str | None:
+        """As of every batch norm."""
+        return kept_as_is(layer)

@@ -1,0 +1,75 @@
+"""find(): every batch norm of a model, whatever its class, and what is known of that class."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from ..mixin import original_class
+from .adapters import Adapter, adapter_of
+
+# Wrappers that put themselves into the names of what they wrap: torch.compile, FSDP1, checkpoint_wrapper.
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+class Found(NamedTuple):
+    """One batch norm of a model.
+
+    Attributes:
+        name: as in the model without wrappers; empty for the model itself.
+        layer: the module.
+        adapter: what is known of its class.
+    """
+
+    name: str
+    layer: Any
+    adapter: Adapter
+
+    @property
+    def called(self) -> str:
+        """The name, for a message."""
+        return self.name or f"the {self.kind}"
+
+    @property
+    def kind(self) -> str:
+        """The name of its class."""
+        return original_class(self.layer).__name__
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile's and the data-parallel wrappers."""
+    while True:
+        inner = model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else None
+        for name in _WRAPPED:
+            inner = inner or model._modules.get(name)
+        if inner is None:
+            return model
+        model = inner
+
+
+def find(model: nn.Module) -> list[Found]:
+    """Every batch norm of the model, each once, in the order of its modules.
+
+    torch.nn's, ours, subclasses with whatever children, parametrized, lazy, prepared for quantization; in models that
+    are compiled or wrapped; and frozen look-alikes that are no torch.nn batch norm.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU())
+        >>> [(found.name, found.kind, found.adapter.learns) for found in find(model)]
+        [('1', 'BatchNorm1d', True)]
+    """
+    named = bare(model).named_modules()
+    return [Found(clean(name), m, adapter) for name, m in named if (adapter := adapter_of(m)) is not None]
+
+
+def clean(name: str) -> str:
+    """A module's name without the wrappers in it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+
+
+def classes_of(model: nn.Module) -> str:
+    """What a model without any batch norm consists of, for the message that says so."""
+    kinds = list(dict.fromkeys(type(m).__name__ for m in model.modules() if not any(m.children())))
+    return ", ".join(kinds[:8]) + (f" and {len(kinds) - 8} more classes" if len(kinds) > 8 else "")
