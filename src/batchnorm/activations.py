@@ -172,6 +172,17 @@ MODULES: dict[type, Callable[..., Activation]] = {
 }
 
 
+def of_module(module: object) -> Activation | None:
+    """The Activation that a module computes; None of one that computes something else.
+
+    Example:
+        >>> of_module(nn.ReLU(inplace=True)), of_module(nn.Softmax())
+        (Activation(name='relu', slope=0.0), None)
+    """
+    make = MODULES.get(type(module))
+    return None if make is None else make(module)
+
+
 def as_module(activation: Activation) -> nn.Module:
     """The torch.nn module that computes the activation: what `parse` would make it from.
 

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 # Every batch-norm layer's base: torch.nn's, ours, SyncBatchNorm, subclasses.
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -101,3 +102,20 @@ def original_class(layer: nn.Module) -> type[nn.Module]:
 def is_sharded(layer: nn.Module) -> bool:
     """Whether fully_shard gave the layer itself a class of its own."""
     return any(base.__name__ == "FSDPModule" for base in plain_class(layer).__bases__)
+
+
+def option(layer: nn.Module, name: str, default: Any) -> Any:
+    """An option of a layer of ours, converted subclasses included; the default for every other layer."""
+    options = getattr(type(layer), "_batchnorm_options", None)
+    return default if options is None else getattr(layer._batchnorm_options, name)
+
+
+def handed_over(layer: nn.Module) -> Any:
+    """The Moments of the last batch that a layer of ours measured in training; None of one that hands over nothing."""
+    return getattr(layer, "_batchnorm_moments", None)
+
+
+def observed(module: nn.Module) -> bool:
+    """Whether anybody would notice that the module's own output does not come about."""
+    own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(own) or "forward" in module.__dict__ or bool(torch_module._has_any_global_hook())

@@ -45,7 +45,7 @@ def everything(model):
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
     gradients = [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
     attributes = [{k: v for k, v in vars(m).items() if k[:1] != "_"} for m in model.modules()]
-    measured = [getattr(m, "_measured", None) for m in model.modules()]
+    measured = [getattr(m, "_batchnorm_measured", None) for m in model.modules()]
     return (
         [type(m) for m in model.modules()],
         [id(b) for b in model.buffers()],

@@ -1,12 +1,17 @@
 """convert() and revert(): only the class of each layer changes, and what must not be touched is not."""
 
 import copy
+import math
+import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 import batchnorm as bn
+from batchnorm.nn.layer import skipped_by
 
 
 class Net(nn.Module):
@@ -84,14 +89,142 @@ def test_a_layer_itself_converts():
     assert type(bn.revert(layer)) is nn.BatchNorm1d
 
 
-def test_subclasses_and_lazy_layers_are_left_alone():
-    class Mine(nn.BatchNorm2d):
-        def forward(self, input):
-            return super().forward(input) + 1
+class CallsSuper(nn.BatchNorm2d):
+    """A subclass as people write them, with attributes of its own under names that our options have."""
 
-    model = nn.Sequential(Mine(3), nn.LazyBatchNorm2d(), nn.SyncBatchNorm(3))
-    bn.convert(model)
-    assert [type(m) for m in model] == [Mine, nn.LazyBatchNorm2d, bn.SyncBatchNorm]
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.activation = nn.ReLU()
+        self.gamma = nn.Parameter(torch.tensor(2.0))
+        self.beta, self.renorm, self.sync, self.channel_dim, self.skipped = 3.0, "no", "no", 7, -1
+        self.virtual_batch_size = self.nonfinite = self.singleton = self.unbiased = self.initializers = "mine"
+
+    def forward(self, x):
+        return self.activation(super().forward(x)) * self.gamma + self.beta
+
+    def measured(self):
+        return "mine"
+
+
+class Overrides(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.batch_norm(x, None, None, self.weight, self.bias, True)
+
+
+class Positive(nn.Module):
+    def forward(self, weight):
+        return weight.abs()
+
+
+def parametrized():
+    layer = nn.BatchNorm2d(3)
+    parametrize.register_parametrization(layer, "weight", Positive())
+    return layer
+
+
+@pytest.mark.parametrize("options", [{}, {"sync": True}, {"nonfinite": "skip"}], ids=str)
+def test_a_subclass_computes_what_it_did_and_keeps_its_attributes(options):
+    layer, x = CallsSuper(3), torch.randn(4, 3, 5, 5) * 3 + 1
+    own = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
+    twin, converted = copy.deepcopy(layer), bn.convert(layer, **options)
+    assert converted is layer
+    assert isinstance(layer, CallsSuper)
+    for _ in range(2):
+        # both round in float32; a value of up to 9 is off by a few ulp of 1e-6
+        torch.testing.assert_close(layer(x), twin(x), rtol=1e-5, atol=1e-5)
+    assert {name: vars(layer)[name] for name in own} == own
+    assert layer.measured() == "mine"
+    assert layer.state_dict().keys() == twin.state_dict().keys()
+    for buffer, expected in zip(layer.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(other) is type(layer)
+        assert torch.equal(other.eval()(x), layer.eval()(x))
+    bn.revert(layer.train())
+    assert type(layer) is CallsSuper
+    assert vars(layer).keys() == vars(twin).keys()
+
+
+def test_the_running_statistics_of_a_subclass_skip_what_is_not_finite():
+    layer = bn.convert(CallsSuper(3), nonfinite="skip")
+    layer(torch.full((4, 3, 5, 5), math.nan))
+    assert layer.running_mean.tolist() == [0.0, 0.0, 0.0]
+    assert skipped_by(layer) == 1
+    assert layer.skipped == -1  # the layer's own
+
+
+def test_a_subclass_without_names_of_ours_shows_what_it_measured():
+    class Plain(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    layer, x = bn.convert(Plain(3)), torch.randn(4, 3, 5, 5)
+    layer(x)
+    torch.testing.assert_close(layer.measured.mean, x.double().mean((0, 2, 3)))
+    assert layer.skipped == 0
+
+
+def left():
+    own_forward, lazy = nn.BatchNorm2d(3), nn.LazyBatchNorm2d()
+    own_forward.forward = lambda x: x
+    return {
+        "Overrides .*: overrides forward without calling super": Overrides(3),
+        "LazyBatchNorm2d .*: lazy": lazy,
+        "BatchNorm2d .*: parametrized": parametrized(),
+        "BatchNorm2d .*: has a forward of its own": own_forward,
+    }
+
+
+@pytest.mark.parametrize("why", list(left()))
+@pytest.mark.parametrize("options", [{}, {"fuse": True}, {"sync": True}, {"nonfinite": "skip"}], ids=str)
+def test_what_is_not_converted_is_left_as_it_was_and_named(why, options):
+    layer = left()[why]
+    model = nn.Sequential(nn.BatchNorm2d(3), layer)
+    kind, attributes = type(layer), vars(layer).keys()
+    with pytest.warns(UserWarning, match=rf"(?s)converted 1 of 2 batch norms.*1 {why}") as said:
+        assert bn.convert(model, **options) is model
+    assert len(said) == 1
+    shown = [f"{name}={value!r}" for name, value in options.items() if name != "fuse"]
+    assert all(option in str(said[0].message) for option in shown)
+    assert type(layer) is kind
+    assert vars(layer).keys() == attributes
+    assert type(model[0]) is bn.BatchNorm2d
+
+
+def test_many_layers_of_one_class_are_one_line():
+    model = nn.Sequential(*(Overrides(3) for _ in range(40)))
+    with pytest.warns(UserWarning, match="converted") as said:
+        bn.convert(model)
+    assert str(said[0].message).splitlines() == [
+        "converted 0 of 40 batch norms; these stay as they are:",
+        "  40 Overrides (0 and 39 more): overrides forward without calling super().forward",
+    ]
+
+
+def test_a_model_without_batch_norm_is_told_of_what_it_is_made():
+    with pytest.warns(UserWarning, match="the model has no batch norm; it has Linear, ReLU"):
+        bn.convert(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+
+
+def test_lazy_layers_are_converted_after_their_first_input():
+    model = nn.Sequential(nn.LazyBatchNorm2d())
+    model(torch.randn(2, 3, 4, 4))
+    assert type(bn.convert(model)[0]) is bn.BatchNorm2d
+
+
+def test_a_layer_parametrized_while_it_was_ours_stays_ours_with_a_word():
+    model = bn.convert(nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)))
+    parametrize.register_parametrization(model[0], "weight", Positive())
+    with pytest.warns(UserWarning, match=r"(?s)reverted 1 of 2 batch norms.*BatchNorm2d \(0\): parametrized"):
+        bn.revert(model)
+    assert type(model[1]) is nn.BatchNorm2d
+    assert isinstance(model[0], bn.BatchNorm2d)
+
+
+def test_a_group_of_a_synchronized_layer_comes_back():
+    layer = nn.SyncBatchNorm(3, process_group=(group := object()))
+    bn.revert(bn.convert(bn.convert(layer), sync=True))
+    assert layer.process_group is group
 
 
 def test_a_layer_cast_while_it_was_ours_works_as_torchs():

@@ -120,10 +120,10 @@ def test_names_are_known_to_messages():
 
 
 def test_what_cannot_be_synchronized_is_told():
-    with pytest.warns(UserWarning, match=r"0 \(Alone\): its forward does not call super\(\)\.forward"):
+    with pytest.warns(UserWarning, match=r"1 Alone \(0\): overrides forward without calling super\(\)\.forward"):
         model = bn.convert(nn.Sequential(Alone(2)), sync=True)
     assert type(model[0]) is Alone
-    with pytest.warns(UserWarning, match="LazyBatchNorm1d.: it has not seen an input yet"):
+    with pytest.warns(UserWarning, match="1 LazyBatchNorm1d .*: lazy: it has not seen an input yet"):
         bn.convert(nn.LazyBatchNorm1d(), sync=True)
     model = nn.Sequential(nn.BatchNorm1d(2), bn.BatchNorm1d(2, virtual_batch_size=4))
     with pytest.raises(ValueError, match=r"cannot convert 1: virtual_batch_size and sync exclude each other"):

@@ -214,11 +214,11 @@ def test_options_are_recomputed_as_they_were_and_remembered_once(options, use_re
     twin = bn.BatchNorm1d(4, **options)
     t, mask = torch.randn(8, 4, requires_grad=True), torch.arange(8) < 6
     y = checkpoint(layer, t, None, mask, use_reentrant=use_reentrant)
-    measured = layer._measured
+    measured = layer.measured
     y.pow(3).sum().backward()
     (expected,) = torch.autograd.grad(twin(t, None, mask).pow(3).sum(), t)
     assert torch.equal(t.grad, expected)
-    assert layer._measured is measured
+    assert layer.measured is measured
     assert all(torch.equal(a, b) for a, b in zip(layer.buffers(), twin.buffers(), strict=True))
 
     poisoned = torch.full((8, 4), torch.nan, requires_grad=True)

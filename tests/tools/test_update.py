@@ -39,7 +39,7 @@ def assert_same_state(model, before):
 
 
 def attributes(model):
-    return [(type(m), sorted(set(m.__dict__) - {"_measured"}), repr(m)) for m in model.modules()]
+    return [(type(m), sorted(set(m.__dict__) - {"_batchnorm_measured"}), repr(m)) for m in model.modules()]
 
 
 def tracked_at_once(layer, batches):

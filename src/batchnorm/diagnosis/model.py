@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.optim import Optimizer
 
 from .. import activations
+from ..mixin import option
 from ..nn.frozen import Frozen
 from ..watch.layers import bare
 from .checkpoint import to_array
@@ -97,7 +98,7 @@ def _width(module: nn.Module) -> int | None:
 
 
 def _rectified(layer: _BatchNorm, after: Leaf | None) -> bool | None:
-    own = getattr(layer, "activation", activations.NONE)
+    own = option(layer, "activation", activations.NONE)
     if own != activations.NONE:
         return own.name in ("relu", "relu6")
     return None if after is None else isinstance(after.module, _RECTIFIERS)

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from .. import activations
 from ..activations import Activation
-from ..mixin import plain_class
+from ..mixin import observed, plain_class
 from ..nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
 
 LAYERS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
@@ -92,12 +91,6 @@ def fusible(layer: Any) -> bool:
     """Whether it is one of our layers and runs their forward, frozen or whatever else is mixed in."""
     ours = type(layer) in LAYERS or (isinstance(layer, LAYERS) and plain_class(layer) in LAYERS)
     return ours and type(layer).forward is _BatchNorm.forward
-
-
-def observed(module: nn.Module) -> bool:
-    """Whether anybody would notice that the module's own output does not come about."""
-    own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(own) or "forward" in module.__dict__ or bool(torch_module._has_any_global_hook())
 
 
 def child(parent: Any, path: str) -> Any:

@@ -1,9 +1,11 @@
-"""convert() and revert(): torch.nn's batch-norm layers made ours and back, in place."""
+"""convert() and revert(): the batch norms of a model made ours and back, in place."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, TypeVar
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,11 +13,23 @@ from torch import nn
 from ..checks import check_model
 from ..fuse import explain_fusion, unfuse
 from ..fuse import fuse as fuse_forwards
-from ..mixin import BatchNorm, plain_class, set_class
+from ..mixin import plain_class, set_class
 from ..nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from ..nn.layer import _BatchNorm
-from ..nn.options import SharedOptions, beyond_torch, check_options, options_of, set_options
-from ..nn.sync import SyncBatchNorm, synchronize, unsynchronize
+from ..nn.layer import _BatchNorm as Ours
+from ..nn.options import (
+    Options,
+    SharedOptions,
+    beyond_torch,
+    check_options,
+    options_of,
+    put_options,
+    restore_options,
+    set_options,
+)
+from ..nn.sync import SyncBatchNorm
+from .adapters.adapter import class_of_torch
+from .derive import derive, underived
+from .find import Found, classes_of, find
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -23,13 +37,13 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_OURS: dict[type[nn.Module], type[nn.Module]] = {
+OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: BatchNorm1d,
     nn.BatchNorm2d: BatchNorm2d,
     nn.BatchNorm3d: BatchNorm3d,
     nn.SyncBatchNorm: SyncBatchNorm,
 }
-_TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
+_TORCHS = {ours: torchs for torchs, ours in OURS.items()}
 
 
 def convert(
@@ -40,11 +54,14 @@ def convert(
     process_group: ProcessGroup | None = None,
     **options: Unpack[SharedOptions],
 ) -> Model:
-    """Make every torch.nn.BatchNorm1d/2d/3d and SyncBatchNorm in the model ours, in place, and return the model.
+    """Make every batch norm of the model ours, in place, and return the model.
 
     The layers stay the same objects and only change class: parameters, buffers, hooks, the training flag, layers shared
-    between places, names and the optimizer's references all stay as they are. Subclasses of torch.nn's layers are left
-    alone, for they may compute something else; so are lazy layers that have not seen an input yet.
+    between places, names and the optimizer's references all stay as they are. torch.nn's layers become ours. A subclass
+    of them keeps its class and all that is its own, and gets a class made of it and ours, in which `super().forward` is
+    ours; timm's BatchNormAct2d too, with its activation fused where it can be. What cannot be converted (a forward that
+    does not call `super().forward`, a lazy, parametrized or sharded layer, a frozen look-alike) is left as it is and
+    named in a warning.
 
     Args:
         model: any module, or a batch-norm layer itself.
@@ -53,8 +70,7 @@ def convert(
             the forward rewritten from its source, in which only these calls are others; each decides when it runs
             whether everything is as it has to be (our layer, a plain tensor, an activation that fuses, no hook on
             either), and else does what the source says. So what is hooked, replaced or set later is obeyed.
-        sync: also measure over all ranks, see `SyncBatchNorm`. Subclasses of torch.nn's layers too: they get a subclass
-            of their own class in which `super().forward` is ours.
+        sync: also measure over all ranks, see `SyncBatchNorm`.
         process_group: whose ranks are measured together; None for all.
         options: any of virtual_batch_size, renorm, nonfinite, singleton and unbiased, see `BatchNorm1d`: set on every
             layer of ours that is in the model then. `revert` undoes it.
@@ -65,9 +81,9 @@ def convert(
         TypeError: not a module, or another option, which is to be set on a layer; nothing has been changed then.
 
     Warns:
-        UserWarning: with fuse, some module calls a batch norm and its activation in a way that could not be fused:
-            which, in which line, and why. `bn.nn.explain_fusion(model)` says so too, and what is fused. With sync, a
-            subclass of torch.nn's whose forward does not call `super().forward`, or a lazy layer, was left alone.
+        UserWarning: some batch norms were left as they are: how many, of which class, why, and without which options;
+            or the model has none. With fuse, some module calls a batch norm and its activation in a way that could not
+            be fused: which, in which line, and why. `bn.nn.explain_fusion(model)` says so too, and what is fused.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
@@ -76,13 +92,19 @@ def convert(
         ('batchnorm.nn.batchnorm', 'torch.nn.modules.batchnorm')
     """
     check_model(model)
-    _check_options(model, options, sync)
-    _swap(model, _OURS)
-    if sync:
-        synchronize(model, process_group)
-    for layer in model.modules():
-        if isinstance(layer, _BatchNorm) and options:
-            set_options(layer, options)
+    _check_names(options)
+    found = find(model)
+    kept = {each.name: why for each in found if (why := kept_as(each)) is not None}
+    chosen = [each for each in found if each.name not in kept]
+    given = _given(options, sync, process_group)
+    _check_options(chosen, given)
+    for each in chosen:
+        _become_ours(each)
+        set_options(each.layer, given)
+    if not found:
+        warnings.warn(f"nothing to convert: the model has no batch norm; it has {classes_of(model)}", stacklevel=2)
+    if kept:
+        warnings.warn(_left(found, kept, "converted", given), stacklevel=2)
     if fuse:
         fuse_forwards(model)
         explained = explain_fusion(model).items()
@@ -101,51 +123,101 @@ def revert(model: Model) -> Model:
     Raises:
         ValueError: a layer is built with an option that torch.nn's would drop; nothing has been changed then.
         TypeError: not a module.
+
+    Warns:
+        UserWarning: layers of ours that torch gave another class since (parametrized, under fully_shard) stay ours.
     """
     check_model(model)
-    for name, layer in model.named_modules():
-        if not (isinstance(layer, _BatchNorm) and plain_class(layer) in _TORCHS):
-            continue
-        beyond = beyond_torch(layer, built=True)
-        if beyond:
-            options = ", ".join(f"{name}={value}" for name, value in beyond.items())
+    ours = [each for each in find(model) if isinstance(each.layer, Ours)]
+    kept = {each.name: why for each in ours if (why := class_of_torch(each.layer)) is not None}
+    chosen = [each for each in ours if each.name not in kept]
+    for each in chosen:
+        beyond = beyond_torch(each.layer, built=True)
+        if beyond and plain_class(each.layer) in _TORCHS:
+            said = ", ".join(f"{name}={value}" for name, value in beyond.items())
             raise ValueError(
-                f"cannot revert {name or 'the layer'}: it is built with {options}, which torch.nn's layer does not "
+                f"cannot revert {each.name or 'the layer'}: it is built with {said}, which torch.nn's layer does not "
                 "have. Build it without (an activation can be a module after it)"
             )
     unfuse(model)
-    for layer in model.modules():
-        if isinstance(layer, _BatchNorm):
-            unsynchronize(layer)
-    _swap(model, _TORCHS)
-    for layer in model.modules():
-        if plain_class(layer) in _OURS:
-            for name in ("_measured", "_skipped", "initializers"):
-                layer.__dict__.pop(name, None)
-            if isinstance(layer, nn.SyncBatchNorm):
-                layer.__dict__.setdefault("process_group", None)
-            _match_statistics(layer)
+    for each in chosen:
+        become_torchs(each.layer)
+    if kept:
+        warnings.warn(_left(ours, kept, "reverted", {}), stacklevel=2)
     return model
 
 
-def _check_options(model: nn.Module, options: SharedOptions, sync: bool) -> None:
-    """Raise unless every layer that is to be ours can have the options."""
+def kept_as(found: Found) -> str | None:
+    """Why a batch norm cannot be converted; None where it can be, or is ours already."""
+    return None if isinstance(found.layer, Ours) else found.adapter.kept(found.layer)
+
+
+def _become_ours(found: Found) -> None:
+    layer = found.layer
+    if isinstance(layer, Ours):
+        return
+    synchronizes, group = isinstance(layer, nn.SyncBatchNorm), vars(layer).pop("process_group", None)
+    if plain_class(layer) in OURS:
+        set_class(layer, OURS[plain_class(layer)])  # a frozen layer stays frozen
+    else:
+        derive(layer, found.adapter.forward(layer))
+    if synchronizes:
+        put_options(layer, sync=True, process_group=group)
+
+
+def become_torchs(layer: Any) -> None:
+    """Make a layer of ours what it was before, or torch.nn's of its kind."""
+    restore_options(layer)
+    group = options_of(layer).process_group
+    if plain_class(layer) in _TORCHS:
+        set_class(layer, _TORCHS[plain_class(layer)])
+    elif not underived(layer):
+        return  # a subclass of ours is what it was built as
+    for name in [name for name in vars(layer) if name.startswith("_batchnorm_")]:
+        del vars(layer)[name]
+    if isinstance(layer, nn.SyncBatchNorm):
+        vars(layer)["process_group"] = group
+    _match_statistics(layer)
+
+
+def _given(options: Any, sync: bool, process_group: ProcessGroup | None) -> dict[str, Any]:
+    return {**options, **({"sync": True, "process_group": process_group} if sync else {})}
+
+
+def _check_names(options: Any) -> None:
     known = SharedOptions.__annotations__
     if options.keys() - known:
         raise TypeError(
             f"convert() sets {', '.join(known)} on all layers; got {', '.join(sorted(options.keys() - known))}: set it "
             "on the layer that shall have it"
         )
-    check_options({**options_of(_BatchNorm), **options}, tracks=True)
-    for name, layer in model.named_modules():
-        becomes = layer if isinstance(layer, _BatchNorm) else _OURS.get(plain_class(layer))
-        if isinstance(layer, BatchNorm) and (becomes or sync):
-            has = options_of(becomes or _BatchNorm)
-            has |= {**options, "sync": sync or has["sync"]}
-            try:
-                check_options(has, layer.running_mean is not None)
-            except ValueError as error:
-                raise ValueError(f"cannot convert {name or 'the layer'}: {error}") from None
+
+
+def _check_options(chosen: Iterable[Found], given: dict[str, Any]) -> None:
+    """Raise unless every layer that is to be ours can have the options."""
+    check_options(Options(**given), tracks=True)
+    for each in chosen:
+        layer = each.layer
+        becomes = layer if isinstance(layer, Ours) else OURS.get(plain_class(layer), Ours)
+        try:
+            check_options(Options(**{**vars(options_of(becomes)), **given}), layer.running_mean is not None)
+        except ValueError as error:
+            raise ValueError(f"cannot convert {each.name or 'the layer'}: {error}") from None
+
+
+def _left(found: list[Found], kept: dict[str, str], done: str, given: dict[str, Any]) -> str:
+    """One sentence, and a line for each class and reason."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for each in found:
+        if each.name in kept:
+            groups[each.kind, kept[each.name]].append(each.called)
+    without = ", ".join(f"{name}={value!r}" for name, value in given.items() if name != "process_group")
+    lines = [f"{done} {len(found) - len(kept)} of {len(found)} batch norms; these stay as they are"]
+    lines[0] += f", without {without}:" if without else ":"
+    for (kind, why), names in groups.items():
+        where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        lines.append(f"  {len(names)} {kind} ({where}): {why}")
+    return "\n".join(lines)
 
 
 def _match_statistics(layer: nn.Module) -> None:
@@ -155,9 +227,3 @@ def _match_statistics(layer: nn.Module) -> None:
         for name in ("running_mean", "running_var"):
             buffer = layer._buffers[name]
             layer._buffers[name] = None if buffer is None else buffer.to(weight.dtype)
-
-
-def _swap(model: nn.Module, to: dict[type[nn.Module], type[nn.Module]]) -> None:
-    for layer in model.modules():
-        if plain_class(layer) in to:
-            set_class(layer, to[plain_class(layer)])  # a frozen layer stays frozen

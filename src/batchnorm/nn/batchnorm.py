@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from .layer import _BatchNorm
+from .layer import _BatchNorm as _BatchNorm
+from .public import OptionsByName
 
 
-class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+class BatchNorm1d(OptionsByName, nn.BatchNorm1d):
     """Batch normalization of (N, C) or (N, C, L): a drop-in for torch.nn.BatchNorm1d.
 
         y = gamma * (x - mean(batch)) / sqrt(var(batch) + eps) + beta
@@ -54,7 +55,7 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     """
 
 
-class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+class BatchNorm2d(OptionsByName, nn.BatchNorm2d):
     """Batch normalization of (N, C, H, W): a drop-in for torch.nn.BatchNorm2d. Arguments as of `BatchNorm1d`.
 
     Example:
@@ -63,7 +64,7 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
     """
 
 
-class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+class BatchNorm3d(OptionsByName, nn.BatchNorm3d):
     """Batch normalization of (N, C, D, H, W): a drop-in for torch.nn.BatchNorm3d. Arguments as of `BatchNorm1d`.
 
     Example:

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypedDict
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from torch import Tensor, nn
 
 from .. import activations
+from ..activations import Activation
 from ..checks import check_virtual_batch_size
 from ..pipeline import Nonfinite
 from .renorm import Renorm
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 Initializer = float | Callable[[Tensor], Any]
 
-# What torch.nn's layers do not have, in the order of repr. Keys of a dict: every assignment to a layer looks here.
-OPTIONS = dict.fromkeys(
-    ("activation", "virtual_batch_size", "renorm", "sync", "nonfinite", "singleton", "channel_dim", "unbiased")
-)
+
+@dataclass(frozen=True)
+class Options:
+    """What our layers have beyond torch.nn's, in the order of repr.
+
+    A layer keeps them in one attribute, under a name that no other class uses: a subclass that is converted may have an
+    `activation` or a `gamma` of its own.
+    """
+
+    activation: Activation = activations.NONE
+    virtual_batch_size: int | None = None
+    renorm: Renorm | None = None
+    sync: bool = False
+    nonfinite: Nonfinite = "propagate"
+    singleton: Literal["raise", "running"] = "raise"
+    channel_dim: int = 1
+    unbiased: bool = True
+    process_group: ProcessGroup | None = None
+    initializers: Mapping[str, Initializer] = field(default_factory=dict)
+
+
+ALL = tuple(each.name for each in fields(Options))
+SHOWN = tuple(name for name in ALL if name not in ("process_group", "initializers"))
 
 
 class SharedOptions(TypedDict, total=False):
@@ -30,37 +54,42 @@ class SharedOptions(TypedDict, total=False):
     unbiased: bool
 
 
-def options_of(layer: nn.Module | type[nn.Module]) -> dict[str, Any]:
+def options_of(layer: nn.Module | type[nn.Module]) -> Options:
     """The options of a layer of ours, or those that a class has where nothing is given."""
-    return {name: getattr(layer, name) for name in OPTIONS}
+    return layer._batchnorm_options  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
 
 
 def beyond_torch(layer: nn.Module, built: bool = False) -> dict[str, Any]:
     """The options in use that torch.nn's layer does not have; `built`: but for what `set_options` has done."""
     options, default = options_of(layer), options_of(type(layer))
-    for name, before in layer.__dict__.get("_before_convert", {}).items() if built else ():
-        if name in OPTIONS:
-            options[name] = before.get(name, default[name])
-    return {name: value for name, value in options.items() if value != default[name]}
+    if built:
+        options = replace(options, **layer.__dict__.get("_batchnorm_before", {}))
+    return {name: getattr(options, name) for name in SHOWN if getattr(options, name) != getattr(default, name)}
+
+
+def put_options(layer: nn.Module, **options: Any) -> None:
+    """Give the layer these options, which were checked before."""
+    layer.__dict__["_batchnorm_options"] = replace(options_of(layer), **options)
 
 
 def set_options(layer: nn.Module, options: Mapping[str, Any]) -> None:
-    """Set options that were checked before, so that `restore_options` can undo it."""
-    before = layer.__dict__.setdefault("_before_convert", {})
-    for name, value in options.items():
-        before.setdefault(name, {name: layer.__dict__[name]} if name in layer.__dict__ else {})
-        layer.__dict__[name] = value
+    """Give the layer options that were checked before, so that `restore_options` can undo it."""
+    before = layer.__dict__.setdefault("_batchnorm_before", {})
+    for name in options:
+        before.setdefault(name, getattr(options_of(layer), name))
+    put_options(layer, **options)
 
 
 def restore_options(layer: nn.Module) -> None:
     """Undo `set_options`."""
-    for name, before in layer.__dict__.pop("_before_convert", {}).items():
-        layer.__dict__.pop(name, None)
-        layer.__dict__.update(before)
+    before = layer.__dict__.pop("_batchnorm_before", None)
+    if before is not None:
+        put_options(layer, **before)
 
 
-def check_options(options: Mapping[str, Any], tracks: bool) -> dict[str, Any]:
+def check_options(given: Options, tracks: bool) -> Options:
     """The options, the activation parsed; raises a ValueError where they do not exist or contradict each other."""
+    options = vars(given)
     for name, known in (("nonfinite", ("propagate", "skip", "raise")), ("singleton", ("raise", "running"))):
         if options[name] not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, but got {options[name]!r}")
@@ -82,7 +111,7 @@ def check_options(options: Mapping[str, Any], tracks: bool) -> dict[str, Any]:
     for name, needed in needs.items():
         if needed and not tracks:
             raise ValueError(f"{name} needs running statistics: build the layer with track_running_stats=True")
-    return {**options, "activation": activations.parse(options["activation"])}
+    return replace(given, activation=activations.parse(given.activation))
 
 
 def check_initializers(initializers: Mapping[str, Initializer]) -> dict[str, Initializer]:

@@ -1,20 +1,15 @@
-"""SyncBatchNorm, and how the batch-norm layers of a model are made to measure over all ranks of a process group."""
+"""SyncBatchNorm: the layer that measures over all ranks of a process group."""
 
 from __future__ import annotations
 
-import copyreg
-import inspect
-import warnings
-from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
-from ..mixin import plain_class, set_class
-from .layer import _BatchNorm
-from .options import restore_options, set_options
+from .._lazy import late
+from .options import Options
+from .public import OptionsByName
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -22,7 +17,7 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class SyncBatchNorm(_BatchNorm):
+class SyncBatchNorm(OptionsByName):
     """Batch normalization of (N, C, *) over the batches of all ranks: a drop-in for torch.nn.SyncBatchNorm.
 
     In training every rank normalises with the mean and variance of all ranks' samples, and gradients flow through them
@@ -53,7 +48,7 @@ class SyncBatchNorm(_BatchNorm):
         torch.Size([8, 3, 5])
     """
 
-    sync = True
+    _batchnorm_options = Options(sync=True)
 
     def __init__(
         self,
@@ -84,64 +79,4 @@ class SyncBatchNorm(_BatchNorm):
             module: any module, or a batch-norm layer itself.
             process_group: whose ranks are measured together; None for all.
         """
-        from .._lazy import late
-
         return late("batchnorm.model.convert", "convert")(module, sync=True, process_group=process_group)
-
-
-def synchronize(model: nn.Module, process_group: ProcessGroup | None) -> None:
-    """Make every batch-norm layer of the model measure over all ranks: ours, and subclasses of torch.nn's."""
-    left = []
-    for name, layer in model.named_modules():
-        if not isinstance(layer, nn.modules.batchnorm._BatchNorm) or isinstance(layer, nn.SyncBatchNorm):
-            continue
-        cls = plain_class(layer)
-        if not isinstance(layer, _BatchNorm):
-            if isinstance(layer, LazyModuleMixin):
-                left.append(f"{name or 'the model'} ({cls.__name__}): it has not seen an input yet")
-                continue
-            if not _calls_super(cls):
-                left.append(f"{name or 'the model'} ({cls.__name__}): its forward does not call super().forward")
-                continue
-            set_class(layer, _derived(cls))
-        # Attributes of the layer, not another class: what tells 1d, 2d and 3d apart stays.
-        set_options(layer, {"sync": True, "process_group": process_group})
-    if left:
-        warnings.warn("not synchronized:\n" + "\n".join(left), stacklevel=3)
-
-
-def unsynchronize(layer: nn.Module) -> None:
-    """Undo `synchronize`, and all that `set_options` has done, for one layer."""
-    restore_options(layer)
-    torchs = plain_class(layer).__dict__.get("_derived_from")
-    if torchs is not None:
-        set_class(layer, torchs)
-        for name in ("_measured", "_skipped"):
-            layer.__dict__.pop(name, None)
-
-
-def _calls_super(cls: type[nn.Module]) -> bool:
-    """Whether forward of a subclass of torch.nn's layers reaches theirs, which ours can then stand in for."""
-    own = cls.__mro__[: cls.__mro__.index(nn.modules.batchnorm._BatchNorm)]
-    forwards = [inspect.unwrap(c.__dict__["forward"]) for c in own if "forward" in c.__dict__]
-    return all("super" in forward.__code__.co_names for forward in forwards)
-
-
-class _Derived(type):
-    """The classes of `_derived`: made at run time, so pickled as what they are made of."""
-
-
-def _reduce(cls: Any) -> tuple[Any, ...]:
-    return _derived, (cls.__dict__["_derived_from"],)
-
-
-copyreg.pickle(_Derived, _reduce)
-
-
-@cache
-def _derived(cls: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of the subclass, under its name, in which super().forward finds our layer before torch.nn's."""
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    bases: Any = (cls, _BatchNorm)
-    made: Any = _Derived(cls.__name__, bases, {"_derived_from": cls, **names})
-    return made

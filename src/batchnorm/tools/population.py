@@ -137,7 +137,7 @@ def measuring(model: nn.Module, layers: Iterable[BatchNorm], by_batch: bool) -> 
     """
     modes = [(module, vars(module).get("training", module.training)) for module in model.modules()]
     layers = list(layers)
-    last = [(layer, vars(layer)["_measured"]) for layer in layers if "_measured" in vars(layer)]
+    last = [(layer, vars(layer)["_batchnorm_measured"]) for layer in layers if "_batchnorm_measured" in vars(layer)]
     try:
         for module, _ in modes:
             module.training = False
@@ -152,10 +152,10 @@ def measuring(model: nn.Module, layers: Iterable[BatchNorm], by_batch: bool) -> 
     finally:
         for layer in layers:
             take_out(layer, Measuring)
-            for name in ("_by_batch", "_pool", "_calls", "_items", "_measured"):
+            for name in ("_by_batch", "_pool", "_calls", "_items", "_batchnorm_measured"):
                 vars(layer).pop(name, None)
         for layer, measured in last:
-            vars(layer)["_measured"] = measured
+            vars(layer)["_batchnorm_measured"] = measured
         for module, mode in modes:
             module.training = mode
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import Literal, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from .. import activations
-from ..mixin import BatchNorm, plain_class
-from ..model.convert import _OURS
+from ..mixin import option, plain_class
+from ..model.adapters.adapter import is_lazy
+from ..model.convert import become_torchs
+from ..model.find import Found, classes_of, find
 from ..nn.frozen import Frozen
 from ..nn.layer import _BatchNorm as Ours
-from ..nn.sync import unsynchronize
 from .freeze import freeze
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_KNOWN = {*_OURS, *_OURS.values()}
 _MOST_GROUPS, _FEWEST_CHANNELS = 32, 8
-# What a batch norm has and a group norm does not, attributes that are set on a layer only where they differ included.
-_OF_BATCH_NORM = (vars(nn.BatchNorm1d(1)).keys() - vars(nn.Module()).keys()) | vars(Ours).keys()
+# What a batch norm has and a group norm does not.
+_OF_BATCH_NORM = vars(nn.SyncBatchNorm(1)).keys() - vars(nn.Module()).keys()
 
 
 def convert_to(
@@ -41,7 +40,8 @@ def convert_to(
       call it FrozenBatchNorm.
 
     The layers stay the same objects and become `torch.nn.GroupNorm`: names, hooks, modes, layers shared between places
-    and what an optimizer holds stay. Running statistics go, so a state_dict has fewer entries than before.
+    and what an optimizer holds stay. timm's BatchNormAct2d goes on running its activation. Running statistics go, so
+    a state_dict has fewer entries than before.
 
     Args:
         model: any module, or a batch-norm layer itself; torch.nn's layers or ours. Convert part of a model by passing
@@ -50,9 +50,10 @@ def convert_to(
         num_groups: for "group": so many in every layer.
 
     Raises:
-        ValueError: another word than those; num_groups does not divide a layer's channels; a layer that would lose
-            something: a subclass, whose forward may do more, one with an activation fused, with its channels elsewhere
-            than in dimension 1, frozen, or lazy without an input yet. Nothing has been changed then.
+        ValueError: another word than those; the model has no batch norm; num_groups does not divide a layer's channels;
+            a layer that would lose something: a subclass, whose forward may do more, one with an activation fused, with
+            its channels elsewhere than in dimension 1, frozen, or lazy without an input yet. Nothing has been changed
+            then.
 
     Source: Wu & He 2018, "Group normalization": 32 groups; 8 channels in each cost nothing, 4 some (Table 3).
 
@@ -70,43 +71,70 @@ def convert_to(
         raise ValueError(f'num_groups is for "group", but got {to!r} with num_groups={num_groups}')
     if to == "frozen":
         return freeze(model, stats=True, affine=True)
-    chosen: list[tuple[BatchNorm, int]] = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, BatchNorm):
-            why = _lost(layer)
-            if why:
-                raise ValueError(f"cannot convert {name or 'the layer'}: {why}")
-            groups = {"layer": 1, "instance": layer.num_features}.get(to) or num_groups or _groups(layer.num_features)
-            if groups < 1 or layer.num_features % groups:
-                raise ValueError(f"num_groups={groups} does not divide the {layer.num_features} channels of {name}")
-            if groups == layer.num_features and isinstance(layer, nn.BatchNorm1d):
-                raise ValueError(
-                    f"cannot convert {name or 'the layer'}: of an input (N, C) a group of one channel leaves nothing "
-                    'but beta; use "layer", or where the input is (N, C, L) put torch.nn.InstanceNorm1d there by hand'
-                )
-            chosen.append((layer, groups))
-    for layer, groups in chosen:
-        _become_group_norm(layer, groups)
+    found = find(model)
+    if not found:
+        raise ValueError(f"the model has no batch norm to convert; it has {classes_of(model)}")
+    chosen: list[tuple[Found, int]] = []
+    for each in found:
+        name, layer = each.name, each.layer
+        why = _lost(each)
+        if why:
+            raise ValueError(f"cannot convert {name or 'the layer'}: {why}")
+        groups = {"layer": 1, "instance": layer.num_features}.get(to) or num_groups or _groups(layer.num_features)
+        if groups < 1 or layer.num_features % groups:
+            raise ValueError(f"num_groups={groups} does not divide the {layer.num_features} channels of {name}")
+        if groups == layer.num_features and isinstance(layer, nn.BatchNorm1d):
+            raise ValueError(
+                f"cannot convert {name or 'the layer'}: of an input (N, C) a group of one channel leaves nothing "
+                'but beta; use "layer", or where the input is (N, C, L) put torch.nn.InstanceNorm1d there by hand'
+            )
+        chosen.append((each, groups))
+    for each, groups in chosen:
+        _become_group_norm(each, groups)
     return model
 
 
-def _lost(layer: BatchNorm) -> str | None:
+class GroupNormThen(nn.GroupNorm):
+    """A group norm that runs children of its own on what it has normalized, as the layer did that it once was."""
+
+    then: tuple[str, ...]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The children run in the order of `then`."""
+        y = super().forward(input)
+        for name in self.then:
+            y = self._modules[name](y)  # pyright: ignore[reportOptionalCall]
+        return y
+
+
+def _lost(found: Found) -> str | None:
     """What of the layer a group norm would not have; None if nothing."""
-    if isinstance(layer.running_mean, nn.UninitializedBuffer) or layer.num_features == 0:
+    layer = found.layer
+    if not found.adapter.learns:
+        return f"{found.kind} is frozen; pass the other parts of the model"
+    if is_lazy(layer):
         return "it has not seen an input yet; run one batch through the model first"
     if isinstance(layer, Frozen):
         return "it is frozen; unfreeze it, or pass the other parts of the model"
-    if plain_class(layer) not in _KNOWN:
-        return f"{type(layer).__name__} is a subclass, whose forward may do more; replace it by hand"
+    if not isinstance(layer, Ours) and (why := found.adapter.kept(layer)) is not None:
+        return f"it {why}"
+    if not found.adapter.exact:
+        return f"{found.kind} is a subclass, whose forward may do more; replace it by hand"
     if plain_class(layer) is not type(layer):
         return "it is in use, in a block such as accumulate; end that first"
-    if getattr(layer, "activation", activations.NONE) != activations.NONE:
+    if len(found.adapter.after(layer)) != len(_children_after(found)):
         return (
             "it has an activation fused, which would be lost; build it without, and the activation as a module after it"
         )
-    if getattr(layer, "channel_dim", 1) != 1:
-        return f"its channels are in dimension {layer.channel_dim}, and a group norm's in dimension 1"
+    if option(layer, "channel_dim", 1) != 1:
+        return f"its channels are in dimension {option(layer, 'channel_dim', 1)}, and a group norm's in dimension 1"
     return None
+
+
+def _children_after(found: Found) -> tuple[str, ...]:
+    """Names of the layer's own children that run after the normalization; a fused activation is none."""
+    names = {id(child): name for name, child in found.layer.named_children()}
+    return tuple(names[id(module)] for module in found.adapter.after(found.layer) if id(module) in names)
 
 
 def _groups(channels: int) -> int:
@@ -115,13 +143,16 @@ def _groups(channels: int) -> int:
     return next((groups for groups in range(most, 0, -1) if channels % groups == 0), 1)
 
 
-def _become_group_norm(layer: BatchNorm, groups: int) -> None:
+def _become_group_norm(found: Found, groups: int) -> None:
+    layer, then = found.layer, _children_after(found)
     channels, eps = layer.num_features, layer.eps
-    unsynchronize(layer)
+    if isinstance(layer, Ours):
+        become_torchs(layer)
     for name in _OF_BATCH_NORM & vars(layer).keys():
         del vars(layer)[name]
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         layer._buffers.pop(name, None)
-    layer.__class__ = nn.GroupNorm  # pyright: ignore[reportAttributeAccessIssue]
+    layer.__class__ = GroupNormThen if then else nn.GroupNorm  # pyright: ignore[reportAttributeAccessIssue]
+    vars(layer).update({"then": then} if then else {})
     affine = layer.weight is not None or layer.bias is not None
     vars(layer).update(num_groups=groups, num_channels=channels, eps=eps, affine=affine)

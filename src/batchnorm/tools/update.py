@@ -13,7 +13,9 @@ from .. import activations
 from ..checks import check_model
 from ..mixin import BatchNorm, Mixin, mix_in, take_out
 from ..moments import Moments
-from ..nn.batchnorm import _BatchNorm as Ours
+from ..nn.layer import _BatchNorm as Ours
+from ..nn.layer import next_momentum
+from ..nn.options import options_of
 from ..nn.recompute import recomputing
 from ..ops import steps
 from ..ops.collective import several
@@ -144,8 +146,8 @@ class Pooling(Mixin):
         finally:
             self.track_running_stats = tracks
 
-    def _remember(self, statistics: Tensor, tracked: bool) -> None:
-        super()._remember(statistics, tracked)  # pyright: ignore[reportAttributeAccessIssue]
+    def _batchnorm_remember(self, statistics: Tensor, tracked: bool) -> None:
+        super()._batchnorm_remember(statistics, tracked)  # pyright: ignore[reportAttributeAccessIssue]
         self._statistics = statistics
 
     def _pool(self, moments: Moments) -> None:
@@ -168,13 +170,12 @@ def _tracking(model: nn.Module) -> list[BatchNorm]:
 
 @torch.no_grad()
 def _track(layer: BatchNorm, moments: Moments) -> None:
-    seen, momentum = layer.num_batches_tracked, layer.momentum
-    if momentum is None:  # the cumulative average; the count stays on its device
-        momentum = 0.0 if seen is None else 1.0 / (seen + 1).double()
+    seen, momentum = layer.num_batches_tracked, next_momentum(layer)
     running = Running(layer.running_mean, layer.running_var)
     if isinstance(layer, Ours):
-        statistics = track(running, moments, Tracking(momentum, layer.unbiased, layer.nonfinite))
-        layer._remember(statistics, tracked=True)
+        options = options_of(layer)
+        statistics = track(running, moments, Tracking(momentum, options.unbiased, options.nonfinite))
+        layer._batchnorm_remember(statistics, tracked=True)
     else:
         track(running, moments, Tracking(momentum))
     if seen is not None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ...mixin import is_parametrized, is_sharded
 
@@ -53,10 +54,11 @@ class Adapter(ABC):
         return []
 
     def forward(self, layer: Any) -> Callable[..., Tensor] | None:
-        """What the class's own forward becomes when the normalization in it is ours: f(layer, normalize, x).
+        """What the class's own forward becomes when the normalization in it is ours: f(layer, x, normalize, fused).
 
-        `normalize(x, activation=...)` is our layer's forward. None: the class's own forward is run, and calls it as
-        `super().forward`.
+        `normalize(layer, x, activation=...)` is our layer's forward; `fused(module)` is the activation to hand to it in
+        the module's place, or None. Without a forward here the class's own is run, and reaches ours as
+        `super().forward`. It is a function of a module, for pickles name it.
         """
         return None
 
@@ -83,15 +85,20 @@ def kept_as_is(layer: nn.Module) -> str | None:
     """Why a layer of any class cannot be given another class, or another forward; None if it can."""
     if is_lazy(layer):
         return "lazy: it has not seen an input yet"
+    return class_of_torch(layer) or ("has a forward of its own, set on the layer" if "forward" in vars(layer) else None)
+
+
+def class_of_torch(layer: nn.Module) -> str | None:
+    """Which of torch's tools gave the layer a class that nobody else may swap; None if none did."""
     if is_parametrized(layer):
-        return "parametrized: torch gave it a class of its own; convert it before"
-    if is_sharded(layer):
-        return "sharded: fully_shard gave it a class of its own; convert it before"
-    return "has a forward of its own, set on the layer" if "forward" in vars(layer) else None
+        return "parametrized, which gave it a class of its own: convert or revert it before"
+    return (
+        "sharded, which gave it a class of its own: convert or revert before fully_shard" if is_sharded(layer) else None
+    )
 
 
 def is_lazy(layer: nn.Module) -> bool:
     """Whether the layer waits for its first input to know its channels."""
     return isinstance(getattr(layer, "running_mean", None), torch.nn.UninitializedBuffer) or isinstance(
-        layer, nn.modules.lazy.LazyModuleMixin
+        layer, LazyModuleMixin
     )

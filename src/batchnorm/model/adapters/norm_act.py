@@ -42,12 +42,14 @@ class NormAct(Adapter):
         return kept_as_is(layer)
 
 
-def forward(layer: Any, normalize: Callable[..., Tensor], x: Tensor, fuses: Callable[[nn.Module], bool]) -> Tensor:
-    """normalize(x), then drop and act: in one operation where there is no drop and `fuses(act)`."""
+def forward(layer: Any, x: Tensor, normalize: Callable[..., Tensor], fused: Callable[[nn.Module], Any]) -> Tensor:
+    """Batch norm, drop and act: in one operation where there is no drop and the activation can be fused."""
     drop, act = (layer._modules.get(name) for name in _PARTS)
-    if (drop is None or type(drop) is nn.Identity) and act is not None and fuses(act):
-        return normalize(x, activation=act)
-    y = normalize(x)
+    if (drop is None or type(drop) is nn.Identity) and act is not None:
+        activation = fused(act)
+        if activation is not None:
+            return normalize(layer, x, activation=activation)
+    y = normalize(layer, x)
     for part in (drop, act):
         y = y if part is None else part(y)
     return y

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ... import activations
-from ...mixin import BatchNorm, original_class
+from ...mixin import BatchNorm, option, original_class
 from .adapter import Adapter, kept_as_is
 
 
@@ -23,7 +23,7 @@ class Plain(Adapter):
 
     def after(self, layer: Any) -> list[nn.Module]:
         """The activation fused into a layer of ours."""
-        activation = getattr(layer, "activation", activations.NONE)
+        activation = option(layer, "activation", activations.NONE)
         return [] if activation == activations.NONE else [activations.as_module(activation)]
 
     def kept(self, layer: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Subclasses of torch.nn's batch norms: whatever their forward does, it calls `super().forward`, or it is left alone."""
+"""Subclasses of torch.nn's batch norms: their forward may do anything, as long as it calls `super().forward`."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ... import activations
-from ...fuse.calls import observed
-from ...mixin import BatchNorm, plain_class
+from ...mixin import BatchNorm, observed, plain_class
 from .calls import Calls
 from .weights import TAKES, pads_with_zeros, scale_and_shift
 

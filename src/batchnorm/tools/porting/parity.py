@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...mixin import BatchNorm
+from ...mixin import BatchNorm, option
 from ...model.convert import convert
 
 Batches = list[Tensor]
@@ -124,10 +124,10 @@ def _otherwise(layer: BatchNorm, x: Tensor) -> Iterator[tuple[str, dict[str, Any
     for eps, whose in ((1e-3, " (Keras's default)"), (1e-5, " (PyTorch's and Flax's default)"), (1e-6, ""), (1e-8, "")):
         if eps != layer.eps:
             yield f"eps={eps:g}{whose}", {"eps": eps}
-    unbiased: bool = getattr(layer, "unbiased", True)
+    unbiased: bool = option(layer, "unbiased", True)
     words = "the biased variance tracked (as Keras and Flax do)"
     yield words if unbiased else "the unbiased variance tracked (as PyTorch does)", {"unbiased": not unbiased}
-    here: int = getattr(layer, "channel_dim", 1)
+    here: int = option(layer, "channel_dim", 1)
     for dim in range(1, x.dim()):
         if dim != here % x.dim() and x.size(dim) == layer.num_features:
             yield f"channel_dim={dim}", {"channel_dim": dim}
@@ -170,7 +170,7 @@ def _tolerance(layer: BatchNorm, expected: Batches, given: Batches) -> float:
     scale = max(map(_largest, expected)) + _largest(gain) * max(map(_largest, given))
     cancelled = 0.0
     for batch in given[:-1]:
-        dim = getattr(layer, "channel_dim", 1) % batch.dim()
+        dim = option(layer, "channel_dim", 1) % batch.dim()
         var, mean = torch.var_mean(batch.double(), [d for d in range(batch.dim()) if d != dim], correction=0)
         cancelled = max(cancelled, _largest(mean.square() / (var + layer.eps)))
     steps = min(len(given) - 1, 1 / layer.momentum if layer.momentum else 0)

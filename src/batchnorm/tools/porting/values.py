@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...mixin import BatchNorm
+from ...mixin import BatchNorm, option
 from ...nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ...nn.frozen import Frozen, freeze_layer
 from ...nn.renorm import Renorm
@@ -86,25 +86,25 @@ def values_of(layer: BatchNorm, axis: int | None, library: str) -> Values:
         raise ValueError(f"{library}'s layer has running statistics: build the layer with track_running_stats=True")
     if layer.momentum is None:
         raise ValueError(f"{library} has no cumulative average: set the layer's momentum to a number before porting it")
-    activation = getattr(layer, "activation", None)
+    activation = option(layer, "activation", None)
     if activation is not None and activation.name != "none":
         raise ValueError(
             f"{library}'s layer has no activation: apply {activation.name} after it, and build this without"
         )
     frozen = isinstance(layer, Frozen) and "stats" in layer.frozen
     differences = []
-    if getattr(layer, "unbiased", True):
+    if option(layer, "unbiased", True):
         differences.append("tracks the biased variance, this layer the unbiased")
-    differences += [f"is without {name}" for name in ("renorm", "virtual_batch_size") if getattr(layer, name, None)]
+    differences += [f"is without {name}" for name in ("renorm", "virtual_batch_size") if option(layer, name, None)]
     if differences and not frozen:
         warnings.warn(f"the same in eval mode; in training {library} {', and '.join(differences)}", stacklevel=3)
     arrays = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
     return Values(
         *(None if t is None else t.detach().cpu().numpy().copy() for t in arrays),
-        axis=getattr(layer, "channel_dim", 1) if axis is None else axis,
+        axis=option(layer, "channel_dim", 1) if axis is None else axis,
         eps=layer.eps,
         decay=1.0 - layer.momentum,
-        sync=getattr(layer, "sync", False),
+        sync=option(layer, "sync", False),
         trainable=not frozen,
     )
 
