@@ -1,18 +1,20 @@
-"""What whole training steps gain: torch's layers against ours, fused, in turns, in one process.
+"""What whole training steps gain: torch's layers, ours, and ours fused, in turns, in one process.
 
-    python benchmarks/model.py [--batch 32] [--pairs 12]
+    python benchmarks/model.py [--batch 32] [--rounds 12]
 
-prints a table and writes it to benchmarks/results/model.md. Both models start from the same weights and take the same
-steps in turns; the ratio is the median over pairs of neighbouring steps. Memory is what autograd keeps between forward
-and backward, each storage counted once.
+prints a table and writes it to benchmarks/results/model.md. All models start from the same weights and take the same
+steps in turns; a ratio is the median over rounds. Memory is what autograd keeps between forward and backward, each
+storage counted once.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import random
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from common import header, save
@@ -55,57 +57,52 @@ class Training:
         return sum(storages.values()) / 1e6
 
 
-def compare(build: type | object, memory_format: torch.memory_format, batch: int, pairs: int) -> tuple[float, ...]:
-    """Seconds of a step, theirs and ours (medians); quartiles of the paired ratio; megabytes kept, theirs and ours."""
+def compare(build: Callable[[], nn.Module], memory_format: torch.memory_format, batch: int, rounds: int) -> list[str]:
+    """Rows of the table: torch's layers, ours, and ours fused, stepping in turns."""
     torch.manual_seed(0)
     x = torch.randn(batch, 3, 32, 32).to(memory_format=memory_format)
     theirs = build().to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
-    ours = bn.convert(copy.deepcopy(theirs), fuse=True)
-    a, b = Training(theirs, x), Training(ours, x)
-    for _ in range(2):
-        a.step()
-        b.step()
-    times = []
-    for k in range(pairs):
-        # Who goes first changes in turns, so that a drift of the machine's speed cancels.
-        if k % 2:
-            second, first = b.step(), a.step()
-        else:
-            first, second = a.step(), b.step()
-        times.append((first, second))
-    low, middle, high = statistics.quantiles([first / second for first, second in times], n=4)
-    return (
-        *(statistics.median(column) for column in zip(*times, strict=True)),
-        low,
-        middle,
-        high,
-        a.kept_mb(),
-        b.kept_mb(),
-    )
+    sides = {
+        "torch": Training(theirs, x),
+        "convert": Training(bn.convert(copy.deepcopy(theirs)), x),
+        "convert, fuse": Training(bn.convert(copy.deepcopy(theirs), fuse=True), x),
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for k in range(rounds + 2):
+        # Another order every round: what ran before leaves its traces, and a drift of the machine's speed cancels.
+        for name in random.sample(list(sides), len(sides)):
+            seconds = sides[name].step()
+            if k >= 2:
+                times[name].append(seconds)
+    layout = str(memory_format).removeprefix("torch.").removesuffix("_format")
+    rows = []
+    for name, side in sides.items():
+        paired = [a / b for a, b in zip(times["torch"], times[name], strict=True)]
+        low, middle, high = statistics.quantiles(paired, n=4)
+        faster = "" if name == "torch" else f"{middle:.2f}x ({low:.2f} to {high:.2f})"
+        milliseconds = statistics.median(times[name]) * 1e3
+        rows.append(
+            f"| {build.__name__} | {layout} | {name} | {milliseconds:.0f} | {faster} | {side.kept_mb():.0f} |"  # pyright: ignore[reportFunctionMemberAccess]
+        )
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
     lines = [
-        *header("Whole training steps", "Images of 32x32, float32; ours is `convert(model, fuse=True)`."),
-        "| model | layout | torch, ms | ours, ms | faster by (quartiles of pairs) | kept, torch, MB | kept, ours, MB |",
-        "|---|---|---|---|---|---|---|",
+        *header("Whole training steps", "Images of 32x32, float32. What fusing pays is the third row less the second."),
+        "| model | layout | layers | step, ms | faster than torch (quartiles of rounds) | kept for backward, MB |",
+        "|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
     for build in (mobilenet_v2, resnet18):
         for memory_format in (torch.contiguous_format, torch.channels_last):
-            theirs, ours, low, middle, high, kept_theirs, kept_ours = compare(
-                build, memory_format, options.batch, options.pairs
-            )
-            layout = str(memory_format).removeprefix("torch.").removesuffix("_format")
-            lines.append(
-                f"| {build.__name__} | {layout} | {theirs * 1e3:.0f} | {ours * 1e3:.0f} "
-                f"| {middle:.2f}x ({low:.2f} to {high:.2f}) | {kept_theirs:.0f} | {kept_ours:.0f} |"
-            )
-            print(lines[-1], flush=True)
+            rows = compare(build, memory_format, options.batch, options.rounds)
+            lines += rows
+            print("\n".join(rows), flush=True)
     save("model", lines)
 
 
