@@ -81,7 +81,7 @@ REFUSED = {
     "linear on the width": (lambda: Net(straight, conv=nn.Linear(3, 3)), "has 3 in dimension -1"),
     "activation before": (
         lambda: Net(lambda n, x: n.conv(n.norm(x)), norm=bn.BatchNorm2d(3, activation="relu")),
-        "an activation fused",
+        "it runs an activation itself",
     ),
     "residual": (lambda: Net(lambda n, x: n.norm(n.conv(x), x), norm=bn.BatchNorm2d(3)), "more than its input"),
 }

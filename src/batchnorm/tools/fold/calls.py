@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 import warnings
@@ -12,9 +11,13 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ...mixin import BatchNorm
+from ...model.adapters import adapter_of
+from ...model.run import copied
 
-LAYERS = (nn.modules.conv._ConvNd, nn.Linear, BatchNorm)
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+# Methods that use only the shape of another tensor, which they are given.
+_SHAPED_AS = ("reshape_as", "view_as", "expand_as")
+_SHAPE = ("size", "dim", "ndimension", "numel", "element_size")
 
 
 class Calls:
@@ -39,7 +42,7 @@ class Calls:
         self.read: set[Tensor] = set()
         self._graphs: list[fx.Graph] = []  # else their nodes would go
         # Tracing runs forwards, which may leave anything behind in their modules.
-        twin = copy.deepcopy(model)
+        twin = copied(model)
         self._real: dict[nn.Module, nn.Module] = dict(zip(twin.modules(), model.modules(), strict=True))
         tensors = zip((*twin.parameters(), *twin.buffers()), (*model.parameters(), *model.buffers()), strict=True)
         self._tensors: dict[Tensor, Tensor] = dict(tensors)
@@ -82,6 +85,20 @@ class Calls:
         """The layer that a node is a call of."""
         return self.module.get(node) if isinstance(node, fx.Node) else None
 
+    def source(self, node: Any) -> Any:
+        """Where a tensor comes from, before a flatten(0, 1), which leaves the last dimension of (N, L, C) the last."""
+        if isinstance(node, fx.Node) and node.op == "call_method" and node.target == "flatten":
+            return node.args[0] if node.args[1:] == (0, 1) and not node.kwargs else node
+        return node
+
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """What uses the values of a node: not what looks at its shape alone; of a flatten(0, 1), what uses that."""
+        found: list[fx.Node] = []
+        for user in node.users:
+            if not _looks_at_the_shape(user, node):
+                found += user.users if self.source(user) is node else [user]
+        return found
+
     def name(self, node: Any) -> str:
         """What the node is, for a message."""
         if isinstance(node, fx.Node) and node.op in ("call_function", "call_method", "call_module"):
@@ -96,6 +113,12 @@ class Calls:
         del self.module[node]
 
 
+def _looks_at_the_shape(user: fx.Node, of: fx.Node) -> bool:
+    if user.op == "call_method":
+        return user.target in _SHAPE or (user.target in _SHAPED_AS and user.args[0] is not of)
+    return user.op == "call_function" and user.target is getattr and user.args[1] in ("shape", "ndim", "dtype")
+
+
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # to see who reads running statistics
 
@@ -106,8 +129,12 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # Not torch's wrappers, such as DistributedDataParallel, where there is something in them to be seen.
-        inside = any(isinstance(module, BatchNorm) for module in m.modules())
-        return isinstance(m, LAYERS) or (super().is_leaf_module(m, module_qualified_name) and not inside)
+        inside = any(adapter_of(module) for module in m.modules())
+        return (
+            isinstance(m, LAYERS)
+            or adapter_of(m) is not None
+            or (super().is_leaf_module(m, module_qualified_name) and not inside)
+        )
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ... import activations
-from ...mixin import BatchNorm
+from ...model.find import Found, bare, classes_of, find
+from ...model.run import copied
 from .calls import Calls
 from .neighbours import Stays, check, neighbour
 from .verify import ranks_seen, verified
@@ -27,7 +27,8 @@ class Folding:
     Attributes:
         folded: of each batch-norm layer that is gone, the layer that does its work now.
         refused: of each that is still there, why.
-        error: the largest absolute difference of the two models' outputs on the example inputs; None without any.
+        error: the largest absolute difference of the two models' outputs on the example inputs, over the largest
+            absolute value that the given model returned; None without any.
     """
 
     folded: dict[str, str] = field(default_factory=dict)
@@ -37,7 +38,9 @@ class Folding:
     def __str__(self) -> str:
         lines = [f"{name}: folded into {into}" for name, into in self.folded.items()]
         lines += [f"{name}: stays: {reason}" for name, reason in self.refused.items()]
-        return "\n".join(lines + ([] if self.error is None else [f"largest error on the example: {self.error:.2g}"]))
+        if self.error is not None:
+            lines.append(f"largest error on the example, over the largest output: {self.error:.2g}")
+        return "\n".join(lines)
 
 
 def fold(model: Model, example_inputs: Any = None) -> Model:
@@ -47,9 +50,10 @@ def fold(model: Model, example_inputs: Any = None) -> Model:
         bn(x) = s x + t, then conv(y) = W y + b:    W' = W s,  b' = W t + b       t = beta - s * running_mean
 
     W' and b' are computed in float64 and rounded once, to the parameter's dtype. The layers are nn.Linear and the
-    convolutions and transposed convolutions of 1 to 3 dimensions, in any number of groups. In place of a layer that is
-    folded there is an nn.Identity, or its activation if it had one fused: other names, other keys of the state_dict,
-    the model's class and its forward stay as they are.
+    convolutions and transposed convolutions of 1 to 3 dimensions, in any number of groups, and subclasses that leave
+    their forward as it is. The batch norms are torch.nn's, ours, timm's BatchNormAct2d and frozen look-alikes. In place
+    of a layer that is folded there is an nn.Identity, or the activation that it ran itself: other names, other keys of
+    the state_dict, the model's class and its forward stay as they are.
 
     Who feeds whom is read off with torch.fx. Where a forward cannot be traced, its own layers stay, but the modules in
     it are traced one by one, such as an nn.Sequential: it is assumed to run them whole. Arguments that have a default
@@ -57,7 +61,8 @@ def fold(model: Model, example_inputs: Any = None) -> Model:
     zeros, and where it cannot be known to be.
 
     Args:
-        model: in eval mode, or with its batch norms frozen; what is in train mode stays.
+        model: in eval mode, or with its batch norms frozen; what is in train mode stays. Of a compiled model, or one in
+            DistributedDataParallel, the model inside is folded.
         example_inputs: a tensor, a tuple of the forward's arguments, or a dict of them by name. With these the result
             is compared with the model (both in float64 where they run in it), and the inputs' dimensions are known:
             without, a BatchNorm1d beside an nn.Linear is taken to see (N, C).
@@ -67,6 +72,10 @@ def fold(model: Model, example_inputs: Any = None) -> Model:
 
     Raises:
         RuntimeError: on the example inputs the copy computes something else.
+        ValueError: a deep copy of the model is another model.
+
+    Warns:
+        UserWarning: the model has no batch norm.
 
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
         Inference", section 3.2.
@@ -83,7 +92,10 @@ def fold(model: Model, example_inputs: Any = None) -> Model:
         >>> fold(model, torch.randn(2, 3, 8, 8)).folding.folded
         {'1': '0'}
     """
-    folded = copy.deepcopy(model)
+    model = bare(model)  # pyright: ignore[reportAssignmentType]
+    if not find(model):
+        warnings.warn(f"nothing to fold: the model has no batch norm; it has {classes_of(model)}", stacklevel=2)
+    folded = copied(model)
     ranks = {} if example_inputs is None else ranks_seen(model, example_inputs)
     folding = fold_in_place(folded, ranks)
     if example_inputs is not None:
@@ -97,20 +109,20 @@ def fold_in_place(model: nn.Module, ranks: Mapping[str, set[int]]) -> Folding:
     folding, calls = Folding(), Calls(model)
     names: dict[Any, str] = {module: name for name, module in model.named_modules()}
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values())
-    for layer in [module for module in names if isinstance(module, BatchNorm)]:
-        name, reasons = names[layer], []
+    for found in find(model):
+        layer, name, reasons = found.layer, found.name, []
         for before in (True, False):
             try:
-                other = neighbour(layer, calls, before)
-                check(layer, other, calls, owners, before, ranks.get(name) or [_usual_rank(layer)])
-                weight, bias = folded_into(layer, other, before)
+                other = neighbour(found, calls, before)
+                check(found, other, calls, owners, before, ranks.get(name) or [_usual_rank(layer)])
+                weight, bias = folded_into(found, other, before)
                 if not (weight.isfinite().all() and bias.isfinite().all()):
                     raise Stays(f"the folded weight or bias would not be finite in {weight.dtype}")
             except Stays as stays:
                 reasons += [str(stays)] if str(stays) not in reasons else []
                 continue
             other.weight, other.bias = weight, bias
-            _remove(layer, calls)
+            _remove(found, calls)
             folding.folded[name] = names[other]
             break
         else:
@@ -118,17 +130,20 @@ def fold_in_place(model: nn.Module, ranks: Mapping[str, set[int]]) -> Folding:
     return folding
 
 
-def _usual_rank(layer: BatchNorm) -> int:
+def _usual_rank(layer: nn.Module) -> int:
     return 5 if isinstance(layer, nn.BatchNorm3d) else 4 if isinstance(layer, nn.BatchNorm2d) else 2
 
 
-def _remove(layer: nn.Module, calls: Calls) -> None:
-    """Make the layer an Identity or its activation, as the same object: so it is that wherever it is referred to."""
-    activation = getattr(layer, "activation", activations.NONE)
-    if activation == activations.NONE:
+def _remove(found: Found, calls: Calls) -> None:
+    """Make the layer an Identity, or what it ran itself, as the same object: so it is, wherever it is referred to."""
+    layer, after = found.layer, found.adapter.after(found.layer)
+    if not after:
         for node in calls.of.pop(layer):
             calls.remove(node)
-    instead = activations.as_module(activation).train(layer.training)
+    instead = after[0] if len(after) == 1 else nn.Sequential(*after) if after else nn.Identity()
+    training = layer.training
     layer.__class__ = type(instead)
     layer.__dict__.clear()
     layer.__dict__.update(instead.__dict__)
+    if len(after) != 1:
+        layer.training = training

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,55 +9,69 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ...mixin import BatchNorm
+from ...model.find import find
+from ...model.run import copied, undisturbed
 
 
 def ranks_seen(model: nn.Module, inputs: Any) -> dict[str, set[int]]:
     """How many dimensions the inputs of each batch norm have."""
     ranks: dict[str, set[int]] = {}
-    model = copy.deepcopy(model)
-    for name, layer in model.named_modules():
-        if isinstance(layer, BatchNorm):
-            seen = ranks[name] = set()
-            layer.register_forward_pre_hook(lambda _, args, seen=seen: seen.update(x.dim() for x in args[:1]))
-    _outputs(model, inputs)
+    handles = []
+    for found in find(model):
+        seen = ranks[found.name] = set()
+        hook = found.layer.register_forward_pre_hook(lambda _, args, seen=seen: seen.update(x.dim() for x in args[:1]))
+        handles.append(hook)
+    try:
+        _outputs(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
     return ranks
 
 
 def verified(model: nn.Module, folded: nn.Module, fold_in_place: Callable[[nn.Module], object], inputs: Any) -> float:
-    """The largest difference of the two models' outputs; raises if it is the folding's and not rounding's.
+    """The largest difference of the two models' outputs, over the largest output of the given; raises if it is wrong.
 
     Rounding is next to nothing in float64, so there the folding is judged, by half of the digits: the rest is for what
-    the layers in between amplify. A forward that cannot run in float64 is judged by half the digits that it has.
+    the layers in between amplify. The copies are judged in what they have of the model; so the folded copy is compared
+    with the given model itself too, in its own dtype, by a third of the digits, which folding in float32 keeps.
     """
-    wide, wide_inputs = copy.deepcopy(model).double(), _pytree.tree_map_only(Tensor, _widened, inputs)
+    expected = _outputs(model, inputs)
+    error = _relative(expected, _outputs(folded, inputs), 1 / 3)
     try:
+        wide, wide_inputs = copied(model).double(), _pytree.tree_map_only(Tensor, _widened, inputs)
         expected = _outputs(wide, wide_inputs)
-    except Exception:
-        wide, wide_inputs = model, inputs
-        expected = _outputs(wide, wide_inputs)
-    wide = copy.deepcopy(wide)
+    except Exception:  # a forward that has a dtype of its own in it
+        return error
     fold_in_place(wide)
-    for y, z in zip(expected, _outputs(wide, wide_inputs), strict=True):
+    _relative(expected, _outputs(wide, wide_inputs), 1 / 2)
+    return error
+
+
+def _relative(expected: list[Tensor], found: list[Tensor], digits: float) -> float:
+    """The largest relative error of any output; raises where it is over eps to the power of `digits`."""
+    errors = [0.0]
+    for y, z in zip(expected, found, strict=True):
         largest = y[y.isfinite()].abs().max().item() if y.isfinite().any() else 0.0
-        error, tolerance = _difference(y, z), math.sqrt(torch.finfo(y.dtype).eps) * max(1.0, largest)
+        error, tolerance = _difference(y, z) / (largest or 1.0), torch.finfo(y.dtype).eps ** digits
         if not error <= tolerance:
             raise RuntimeError(
-                f"the folded model's output is off by {error:.3g} on the example inputs, of which rounding explains "
-                f"{tolerance:.3g} ({y.dtype}). Does some forward decide by its arguments what it calls, or call a "
-                "layer inside another module? Then fold the model's parts one by one"
+                f"the folded model's output is off by {error:.3g} of the largest output of the given model on the "
+                f"example inputs, of which rounding explains {tolerance:.3g} ({y.dtype}). Does some forward decide by "
+                "its arguments what it calls, or call a layer inside another module? Then fold the model's parts one "
+                "by one"
             )
-    both = zip(_outputs(model, inputs), _outputs(folded, inputs), strict=True)
-    return max((_difference(y, z) for y, z in both), default=0.0)
+        errors.append(error)
+    return max(errors)
 
 
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    """The floating-point tensors that a copy of the model returns."""
+    """The floating-point tensors that the model returns; it is left as it was."""
     args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
-    # What is left to chance is the same each time.
-    with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
-        y = copy.deepcopy(model)(*((args,) if isinstance(args, Tensor) else args), **kwargs)
-    return [t for t in _pytree.tree_leaves(y) if isinstance(t, Tensor) and t.is_floating_point()]
+    # What is left to chance is the same each time, for the random state is afterwards as it was.
+    with undisturbed(model):
+        y = model(*((args,) if isinstance(args, Tensor) else args), **kwargs)
+    return [t.clone() for t in _pytree.tree_leaves(y) if isinstance(t, Tensor) and t.is_floating_point()]
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...mixin import BatchNorm
+from ...model.find import Found
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TAKES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
-def folded_into(layer: BatchNorm, other: Any, before: bool) -> tuple[nn.Parameter, nn.Parameter]:
+def folded_into(found: Found, other: Any, before: bool) -> tuple[nn.Parameter, nn.Parameter]:
     """Weight and bias of the other layer with this one folded in, of which `before` says whether it is before it."""
-    scale, shift = scale_and_shift(layer)
+    scale, shift = scale_and_shift(found)
     old, groups, transposed = other.weight, getattr(other, "groups", 1), isinstance(other, TRANSPOSED)
     w = _exact(old).view(groups, old.size(0) // groups, old.size(1), -1)
     b = scale.new_zeros(1) if other.bias is None else _exact(other.bias)
@@ -32,15 +32,21 @@ def folded_into(layer: BatchNorm, other: Any, before: bool) -> tuple[nn.Paramete
     return weight, bias
 
 
-def scale_and_shift(layer: BatchNorm) -> tuple[Tensor, Tensor]:
+def scale_and_shift(found: Found) -> tuple[Tensor, Tensor]:
     """The layer in eval mode as y = scale * x + shift, in float64."""
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    scale = torch.rsqrt(_exact(layer.running_var) + layer.eps)
+    layer = found.layer
+    scale = torch.rsqrt(_exact(layer.running_var) + found.adapter.eps(layer))
     if layer.weight is not None:
         scale = scale * _exact(layer.weight)
     shift = -scale * _exact(layer.running_mean)
     return scale, shift if layer.bias is None else shift + _exact(layer.bias)
+
+
+def computes_as_torchs(other: nn.Module) -> bool:
+    """Whether the layer is of a class of torch's, or of a subclass that computes what that does."""
+    base = next((base for base in TAKES if isinstance(other, base)), None)
+    methods = ("forward", "_conv_forward", "_output_padding", "__call__")
+    return base is not None and all(getattr(type(other), m, None) is getattr(base, m, None) for m in methods)
 
 
 def _exact(tensor: Tensor) -> Tensor:

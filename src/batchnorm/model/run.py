@@ -1,0 +1,96 @@
+"""A model called on a batch as loaders make it, copied, and run without a trace of it left behind."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
+
+Model = TypeVar("Model", bound=nn.Module)
+Call = Callable[[Any, Any], Any]
+
+
+def call(model: Any, batch: Any) -> Any:
+    """The model's output for a batch: x, (x, ...) of which the first is the input, or a mapping of keyword arguments.
+
+    Tensors go to the device of the model's first parameter.
+    """
+    parameter = next(model.parameters(), None)
+    inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+
+    def place(value: Any) -> Any:
+        return value.to(parameter.device) if isinstance(value, Tensor) and parameter is not None else value
+
+    if isinstance(inputs, Mapping):
+        return model(**{name: place(value) for name, value in inputs.items()})
+    return model(place(inputs))
+
+
+@contextmanager
+def undisturbed_random_state(model: nn.Module) -> Iterator[None]:
+    """Inside the block random numbers may be drawn; afterwards the state is as it was, on the model's devices too."""
+    devices = {tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == "cuda"}
+    with torch.random.fork_rng(sorted(devices)):
+        yield
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model runs eagerly, without gradients; afterwards buffers, flags, randomness are as before.
+
+    Clones take the buffers' places: the real ones are not even touched, so a backward under way stays valid.
+    """
+    modules = list(model.modules())
+    flags = [vars(module)["training"] for module in modules]
+    buffers = [dict(module._buffers) for module in modules]
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed_random_state(model))
+        stack.enter_context(torch.no_grad())
+        if "torch._dynamo" in sys.modules:  # of a compiled forward hooks would see nothing
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for module in modules:
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = None if buffer is None else buffer.clone()
+            yield
+        finally:
+            for module, flag, originals in zip(modules, flags, buffers, strict=True):
+                vars(module)["training"] = flag
+                module._buffers.update(originals)
+
+
+def copied(model: Model) -> Model:
+    """A deep copy that is the same model: each module in its mode, each tensor with its values.
+
+    A tensor that autograd has made, which torch does not copy, is copied without its history.
+
+    Raises:
+        ValueError: the model's own way of copying makes another model of it.
+    """
+    made = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and t.grad_fn is not None]
+    twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in made})
+    modules, twins = dict(model.named_modules()), dict(twin.named_modules())
+    state, other = model.state_dict(), twin.state_dict()
+    same = modules.keys() == twins.keys() and state.keys() == other.keys()
+    if not same or not all(_equal(state[name], other[name]) for name in state):
+        raise ValueError(
+            f"a deep copy of {type(model).__name__} is another model, with other modules or values: look at its "
+            "__deepcopy__, or pass its parts one by one"
+        )
+    for name, module in modules.items():
+        twins[name].training = module.training
+    return twin
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return True  # extra state, which says for itself what it is equal to
+    if a.is_meta or isinstance(a, UninitializedTensorMixin):
+        return True
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
