@@ -1,0 +1,257 @@
+"""The models: families of torchvision, timm, transformers and segmentation_models_pytorch, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+Built = tuple[nn.Module, Any]  # a model and what it is called with
+
+TORCHVISION = [
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "regnet_y_400mf",
+    "regnet_x_400mf",
+    "densenet121",
+    "shufflenet_v2_x0_5",
+    "shufflenet_v2_x1_0",
+    "mnasnet0_5",
+    "mnasnet1_0",
+    "googlenet",
+    "inception_v3",
+    "vgg11_bn",
+    "vgg16_bn",
+]
+SEGMENTATION = ["fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"]
+VIDEO = ["r3d_18", "mc3_18", "r2plus1d_18", "s3d"]
+QUANTIZABLE = ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"]
+TIMM = [
+    "efficientnet_b0",
+    "efficientnet_lite0",
+    "tf_efficientnet_b0",
+    "tf_efficientnetv2_b0",
+    "mobilenetv2_050",
+    "mobilenetv2_100",
+    "mobilenetv3_small_050",
+    "mobilenetv3_large_100",
+    "mobilenetv4_conv_small",
+    "mobilenetv4_hybrid_medium",
+    "fbnetc_100",
+    "spnasnet_100",
+    "mnasnet_small",
+    "mixnet_s",
+    "tf_mixnet_s",
+    "hardcorenas_a",
+    "tinynet_e",
+    "lcnet_050",
+    "ghostnet_050",
+    "ghostnetv2_100",
+    "regnetx_002",
+    "regnety_002",
+    "regnetz_b16",
+    "densenet121",
+    "resnet10t",
+    "resnet14t",
+    "resnet18",
+    "resnet26d",
+    "resnetblur50",
+    "legacy_seresnet18",
+    "skresnet18",
+    "ecaresnet26t",
+    "res2net50_14w_8s",
+    "res2next50",
+    "resnest14d",
+    "selecsls42b",
+    "dla34",
+    "dla46_c",
+    "dla60_res2net",
+    "dpn48b",
+    "hrnet_w18_small",
+    "vovnet39a",
+    "ese_vovnet19b_dw",
+    "cspresnet50",
+    "cspdarknet53",
+    "darknet17",
+    "repvgg_a0",
+    "repghostnet_050",
+    "mobileone_s0",
+    "fastvit_t8",
+    "levit_128s",
+    "levit_conv_128s",
+    "convmixer_768_32",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "efficientvit_b0",
+    "efficientvit_m0",
+    "edgenext_xx_small",
+    "mobilevit_xxs",
+    "mobilevitv2_050",
+    "repvit_m0_9",
+    "starnet_s1",
+    "xception41",
+    "inception_v4",
+    "inception_resnet_v2",
+    "visformer_tiny",
+    "gernet_s",
+    "tresnet_m",
+    "rexnet_100",
+    "semnasnet_075",
+    "hgnet_tiny",
+    "hgnetv2_b0",
+    "tiny_vit_5m_224",
+    "swiftformer_xs",
+    "shvit_s1",
+    "nextvit_small",
+    "coatnet_pico_rw_224",
+    "halonet26t",
+    "botnet26t_256",
+    "lambda_resnet26t",
+    "pvt_v2_b0",
+    "nest_tiny",
+    "ese_vovnet39b_evos",
+]
+SMP = [
+    "Unet:resnet18",
+    "UnetPlusPlus:resnet18",
+    "MAnet:resnet18",
+    "Linknet:resnet18",
+    "FPN:mobilenet_v2",
+    "PSPNet:resnet18",
+    "DeepLabV3:resnet18",
+    "DeepLabV3Plus:resnet18",
+    "PAN:resnet18",
+    "UPerNet:resnet18",
+    "Unet:efficientnet-b0",
+    "Unet:timm-regnetx_002",
+    "Unet:tu-mobilenetv3_small_050",
+    "Unet:densenet121",
+    "Unet:xception",
+]
+LARGE = {"inception_v3": 96, "inception_v4": 96, "inception_resnet_v2": 96, "xception41": 96, "xception": 96}
+FIXED = {"levit_128s": 224, "levit_conv_128s": 224, "tiny_vit_5m_224": 224, "coatnet_pico_rw_224": 224}
+FIXED |= {"efficientformer_l1": 224, "efficientformerv2_s0": 224, "visformer_tiny": 224, "nest_tiny": 224}
+FIXED |= {"efficientvit_m0": 224, "halonet26t": 256, "botnet26t_256": 256, "nextvit_small": 224, "shvit_s1": 224}
+
+
+def images(size: int = 64, batch: int = 2) -> torch.Tensor:
+    """Random images."""
+    return torch.randn(batch, 3, size, size)
+
+
+def _torchvision(name: str) -> Built:
+    from torchvision import models
+
+    more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return models.get_model(name, weights=None, **more), images(LARGE.get(name, 64))
+
+
+def _segmentation(name: str) -> Built:
+    from torchvision import models
+
+    return models.get_model(name, weights=None, weights_backbone=None), images(64)
+
+
+def _video(name: str) -> Built:
+    from torchvision import models
+
+    return models.get_model(name, weights=None), torch.randn(2, 3, 16 if name == "s3d" else 4, 64, 64)
+
+
+def _quantizable(name: str) -> Built:
+    from torchvision.models import quantization
+
+    return getattr(quantization, name)(weights=None, quantize=False), images()
+
+
+def _features(name: str) -> Built:
+    from torchvision import models
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    return create_feature_extractor(models.get_model(name, weights=None), ["layer1", "layer4"]), images()
+
+
+def _detector_backbone(name: str) -> Built:
+    from torchvision import models, ops
+
+    return models.get_model(name, weights=None, norm_layer=ops.FrozenBatchNorm2d), images()
+
+
+def _timm(name: str) -> Built:
+    import timm
+
+    size = FIXED.get(name, LARGE.get(name, 64))
+    return timm.create_model(name, pretrained=False), images(size)
+
+
+def _smp(name: str) -> Built:
+    import segmentation_models_pytorch as smp
+
+    architecture, encoder = name.split(":")
+    return getattr(smp, architecture)(encoder_name=encoder, encoder_weights=None), images(64)
+
+
+def _tiny() -> dict[str, Callable[[], Built]]:
+    import transformers as t
+
+    def vision(model: str, config: str, size: int = 64, **options: Any) -> Callable[[], Built]:
+        return lambda: (getattr(t, model)(getattr(t, config)(**options)), images(size))
+
+    small = {"embedding_size": 16, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 2, 1]}
+    return {
+        "ResNet": vision("ResNetModel", "ResNetConfig", **small),
+        "ResNet basic": vision("ResNetModel", "ResNetConfig", layer_type="basic", **small),
+        "RegNet": vision("RegNetModel", "RegNetConfig", groups_width=8, **small),
+        "RegNet y": vision("RegNetModel", "RegNetConfig", groups_width=8, layer_type="y", **small),
+        "MobileNetV1": vision("MobileNetV1Model", "MobileNetV1Config", depth_multiplier=0.25),
+        "MobileNetV2": vision("MobileNetV2Model", "MobileNetV2Config", depth_multiplier=0.25),
+        "EfficientNet": vision("EfficientNetModel", "EfficientNetConfig", width_coefficient=0.5, depth_coefficient=0.5),
+        "MobileViT": vision("MobileViTModel", "MobileViTConfig", image_size=64),
+        "MobileViTV2": vision("MobileViTV2Model", "MobileViTV2Config", image_size=64),
+        "Levit": vision("LevitModel", "LevitConfig", 224),
+        "CvT": vision("CvtModel", "CvtConfig", depth=[1, 1, 1]),
+        "SwiftFormer": vision("SwiftFormerModel", "SwiftFormerConfig", depths=[1, 1, 1, 1]),
+        "RTDetrResNet": vision("RTDetrResNetBackbone", "RTDetrResNetConfig", **small),
+        "HGNetV2": vision("HGNetV2Backbone", "HGNetV2Config"),
+        "TextNet": vision("TextNetModel", "TextNetConfig"),
+        "Segformer": vision("SegformerForSemanticSegmentation", "SegformerConfig", depths=[1, 1, 1, 1]),
+    }
+
+
+def named() -> Iterator[tuple[str, str]]:
+    """(library, name) of every model."""
+    yield from (("torchvision", name) for name in TORCHVISION)
+    yield from (("torchvision.segmentation", name) for name in SEGMENTATION)
+    yield from (("torchvision.video", name) for name in VIDEO)
+    yield from (("torchvision.quantization", name) for name in QUANTIZABLE)
+    yield from (("torchvision.features", name) for name in ("resnet18", "resnet50"))
+    yield from (("torchvision.frozen", name) for name in ("resnet18", "resnet50"))
+    yield from (("timm", name) for name in TIMM)
+    yield from (("segmentation_models_pytorch", name) for name in SMP)
+
+
+def build(library: str, name: str) -> Built:
+    """The model in train mode with random weights, and an input for it."""
+    torch.manual_seed(0)
+    if library == "transformers":
+        return _tiny()[name]()
+    makers = {
+        "torchvision": _torchvision,
+        "torchvision.segmentation": _segmentation,
+        "torchvision.video": _video,
+        "torchvision.quantization": _quantizable,
+        "torchvision.features": _features,
+        "torchvision.frozen": _detector_backbone,
+        "timm": _timm,
+        "segmentation_models_pytorch": _smp,
+    }
+    return makers[library](name)
