@@ -99,7 +99,7 @@ def main() -> None:
     chosen = [(lib, name) for lib, name in named() if options.library in (None, lib) and options.model in (None, name)]
     rows = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        for row in pool.map(lambda each: run(*each, options.seconds), chosen):
+        for row in pool.map(lambda each: run(each[0], each[1], options.seconds), chosen):
             rows.append(row)
             print(line(row), flush=True)
     print("\n".join(totals(rows)))
@@ -109,7 +109,7 @@ def main() -> None:
         head += [
             "`wrong` compares one training step (outputs, gradients, running statistics, counters) of the converted",
             "model and of the converted and fused one with torch's in float64 (to 1e-8) and in float32 (at most 4",
-            "times torch's own error), the state_dict's keys, the classes after `revert`, and the folded model's outputs.",
+            "times torch's own error), the state_dict's keys, the classes after `revert`, the folded model's outputs.",
             "`found` says whether `diagnose` and `summary` see every batch norm, and counts serious findings of the",
             "model as it is built.",
             "",

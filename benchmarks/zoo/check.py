@@ -138,7 +138,7 @@ def _step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def _narrow_errors(ours: nn.Module, theirs: nn.Module, wide: nn.Module, x: Tensor) -> tuple[float, float]:
-    """The least of three inputs' errors, ours and torch's: at a ReLU's kink rounding decides, on either side at times."""
+    """The least of three inputs' errors, ours and torch's: at a ReLU's kink rounding decides, for either of them."""
     errors = []
     for k in range(3):
         again = x if k == 0 else torch.randn(x.shape, generator=torch.Generator().manual_seed(k))

@@ -1,5 +1,6 @@
 """The models: families of torchvision, timm, transformers and segmentation_models_pytorch, with random weights."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

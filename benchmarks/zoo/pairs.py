@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ def watch(model: nn.Module, run: Callable[[], object]) -> Seen:
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            handles.append(module.register_forward_pre_hook(lambda m, a, name=name: stack.append(name)))
+            handles.append(module.register_forward_pre_hook(partial(_enter, stack, name)))
             handles.append(module.register_forward_hook(lambda m, a, y: stack.pop() and None))
     try:
         with _Mode(seen, stack):
@@ -38,6 +39,10 @@ def watch(model: nn.Module, run: Callable[[], object]) -> Seen:
         for handle in handles:
             handle.remove()
     return seen
+
+
+def _enter(stack: list[str], name: str, module: nn.Module, args: Any) -> None:
+    stack.append(name)
 
 
 class _Mode(TorchFunctionMode):

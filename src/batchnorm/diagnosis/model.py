@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.optim import Optimizer
 
-from .. import activations
-from ..mixin import option
+from ..model.adapters import adapter_of
+from ..model.adapters.adapter import is_lazy
+from ..model.find import Found, bare, classes_of, find
 from ..nn.frozen import Frozen
-from ..watch.layers import bare
 from .checkpoint import to_array
 from .layer import ITSELF, Layer, Place, Settings
 
@@ -21,62 +20,65 @@ _RECTIFIERS = (nn.ReLU, nn.ReLU6)
 
 
 class Leaf(NamedTuple):
-    """A module without children; those of one chain run one after the other, as they do in a Sequential."""
+    """A module without children, or a batch norm; those of one chain run one after the other, as in a Sequential."""
 
     name: str
     module: nn.Module
     chain: int
 
 
-def model_layers(model: nn.Module, optimizer: Optimizer | None = None) -> list[tuple[Layer, _BatchNorm]]:
-    """Every batch-norm layer of the model, torch.nn's or ours, in model order, with its module.
+def model_layers(model: nn.Module, optimizer: Optimizer | None = None) -> list[tuple[Layer, nn.Module]]:
+    """Every batch norm of the model, whatever its class, in model order, with its module.
 
     Raises:
         ValueError: there is none, or a lazy one that has seen no batch.
     """
     model = bare(model)
+    found = {each.layer: each for each in find(model)}
+    if not found:
+        raise ValueError(f"the model has no batch norm to diagnose; it has {classes_of(model)}")
     leaves = list(_leaves(model, "", [0]))
-    layers: list[tuple[Layer, _BatchNorm]] = []
+    layers: list[tuple[Layer, nn.Module]] = []
     for i, leaf in enumerate(leaves):
-        if not isinstance(leaf.module, _BatchNorm):
+        if leaf.module not in found:
             continue
-        if isinstance(leaf.module, _LazyNormBase):
+        if is_lazy(leaf.module):
             raise ValueError(f"layer {leaf.name!r} is lazy and has not seen a batch: run one forward before")
         before = leaves[i - 1] if i else None
         after = leaves[i + 1] if i + 1 < len(leaves) else None
-        place = _place(model, leaf, leaf.module, before, after, optimizer)
-        layers.append((_describe(leaf, leaf.module, place), leaf.module))
-    if not layers:
-        raise ValueError("the model has no batch-norm layer to diagnose")
+        place = _place(model, found[leaf.module], leaf, before, after, optimizer)
+        layers.append((_describe(found[leaf.module], place), leaf.module))
     return layers
 
 
-def _describe(leaf: Leaf, layer: _BatchNorm, place: Place) -> Layer:
-    counter = layer.num_batches_tracked
+def _describe(found: Found, place: Place) -> Layer:
+    layer, adapter = found.layer, found.adapter
+    counter = adapter.batches(layer)
     return Layer(
-        leaf.name.replace("_orig_mod.", "") or ITSELF,
+        found.name or ITSELF,
         *(to_array(vector) for vector in (layer.weight, layer.bias, layer.running_mean, layer.running_var)),
         updates=None if counter is None else int(counter),
-        settings=Settings(type(layer).__name__, layer.eps, layer.momentum, layer.running_mean is not None),
+        settings=Settings(found.kind, adapter.eps(layer), adapter.momentum(layer), adapter.tracks(layer)),
         place=place,
     )
 
 
 def _place(
     model: nn.Module,
+    found: Found,
     leaf: Leaf,
-    layer: _BatchNorm,
     before: Leaf | None,
     after: Leaf | None,
     optimizer: Optimizer | None,
 ) -> Place:
+    layer, learns = found.layer, found.adapter.learns
     learned = [parameter for parameter in (layer.weight, layer.bias) if parameter is not None]
-    frozen = isinstance(layer, Frozen) and "stats" in layer.frozen
+    frozen = not learns or (isinstance(layer, Frozen) and "stats" in layer.frozen)
     known = before is not None and before.chain == leaf.chain
     width = _width(before.module) if before else None
-    fits = width == layer.num_features
+    fits = width == found.adapter.channels(layer)
     return Place(
-        training=layer.training,
+        training=layer.training and learns,
         model_training=model.training,
         frozen=frozen,
         learns=not learned or any(parameter.requires_grad for parameter in learned),
@@ -85,7 +87,7 @@ def _place(
         before_kind=type(before.module).__name__ if before else "",
         has_bias=fits and getattr(before and before.module, "bias", None) is not None,
         surely=known,
-        rectified=_rectified(layer, after if after and after.chain == leaf.chain else None),
+        rectified=_rectified(found, after if after and after.chain == leaf.chain else None),
         wrong_axis=known and before is not None and isinstance(before.module, nn.Linear) and not fits,
     )
 
@@ -97,10 +99,10 @@ def _width(module: nn.Module) -> int | None:
     return module.out_channels if isinstance(module, _CONVOLUTIONS) else None
 
 
-def _rectified(layer: _BatchNorm, after: Leaf | None) -> bool | None:
-    own = option(layer, "activation", activations.NONE)
-    if own != activations.NONE:
-        return own.name in ("relu", "relu6")
+def _rectified(found: Found, after: Leaf | None) -> bool | None:
+    own = found.adapter.after(found.layer)
+    if own:
+        return isinstance(own[-1], _RECTIFIERS)
     return None if after is None else isinstance(after.module, _RECTIFIERS)
 
 
@@ -116,7 +118,7 @@ def _decay(optimizer: Optimizer | None, learned: list[nn.Parameter]) -> float:
 def _leaves(module: nn.Module, name: str, chain: list[int]) -> Iterator[Leaf]:
     """In order of definition. `chain` counts: what is not in a Sequential begins another."""
     children = list(module.named_children())
-    if not children:
+    if not children or adapter_of(module):
         yield Leaf(name, module, chain[0])
         return
     for child_name, child in children:

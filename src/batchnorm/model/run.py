@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
+from torch.utils import _pytree
 
 Model = TypeVar("Model", bound=nn.Module)
 Call = Callable[[Any, Any], Any]
@@ -73,7 +74,8 @@ def copied(model: Model) -> Model:
     Raises:
         ValueError: the model's own way of copying makes another model of it.
     """
-    made = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and t.grad_fn is not None]
+    values = [value for m in model.modules() for name, value in vars(m).items() if name != "_modules"]
+    made = [t for t in _pytree.tree_leaves(values) if isinstance(t, Tensor) and t.grad_fn is not None]
     twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in made})
     modules, twins = dict(model.named_modules()), dict(twin.named_modules())
     state, other = model.state_dict(), twin.state_dict()
