@@ -213,7 +213,7 @@ def test_findings_print_worst_first_and_keep_the_worst_of_a_rule():
 
 
 def test_what_cannot_be_diagnosed():
-    with pytest.raises(ValueError, match="no batch-norm layer"):
+    with pytest.raises(ValueError, match="the model has no batch norm to diagnose; it has Linear"):
         bn.diagnose(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="lazy"):
         bn.diagnose(nn.Sequential(nn.LazyBatchNorm1d()))
