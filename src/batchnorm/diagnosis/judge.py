@@ -93,7 +93,7 @@ def _of_batches(
     model: Any, layers: Any, batches: Iterable[Any], call: Any, loss: Any, max_batches: int | None
 ) -> tuple[set[str], list[Finding]]:
     """The names of the layers that were measured, and what was found."""
-    from ..watch.layers import bare
+    from ..model.find import bare
     from .measure import measure
     from .modes import compare_modes
 

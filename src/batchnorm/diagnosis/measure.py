@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..moments import mask_of_lengths
-from ..tools.population import forward, layers_of, measuring
+from ..model.find import find
+from ..model.given import given
+from ..model.run import Call, undisturbed_random_state
+from ..model.run import call as run_model
+from ..tools.population import layers_of, measuring
 from .forwards import Seen, pool, see
 from .layer import ITSELF, Layer
 from .measured import Measured
 from .tracing import tracing_features
 
-Call = Callable[[Any, Any], Any]
 Loss = Callable[[Any, Any], Any]
 
 _LONELY = "more than 1 value per channel"  # what torch.nn's layers and ours say of a batch they cannot train on
@@ -27,7 +28,7 @@ _LONELY = "more than 1 value per channel"  # what torch.nn's layers and ours say
 
 def measure(
     model: nn.Module,
-    layers: Iterable[tuple[Layer, _BatchNorm]],
+    layers: Iterable[tuple[Layer, nn.Module]],
     batches: Iterable[Any],
     call: Call | None,
     loss: Loss | None,
@@ -49,7 +50,7 @@ def measure(
     with ExitStack() as stack:
         stack.enter_context(undisturbed_random_state(model))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(measuring(model, [module for _, module in chosen], by_batch=True))
+        stack.enter_context(measuring(model, measurable, by_batch=True))
         for _, module in chosen:
             hook = _recording(seen[module], lonely)
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -87,17 +88,9 @@ def target_of(batch: Any) -> Any:
     return batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else batch
 
 
-@contextmanager
-def undisturbed_random_state(model: nn.Module) -> Iterator[None]:
-    """Random numbers drawn inside the block are not missing after it."""
-    devices = {tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == "cuda"}
-    with torch.random.fork_rng(sorted(devices)):
-        yield
-
-
 def _run(model: nn.Module, batch: Any, call: Call | None) -> None:
     try:
-        (call or forward)(model, batch)
+        (call or run_model)(model, batch)
     except ValueError as error:
         if _LONELY not in str(error):  # that one has been counted, and is a finding
             raise
@@ -105,12 +98,8 @@ def _run(model: nn.Module, batch: Any, call: Call | None) -> None:
 
 def _recording(seen: list[Seen], lonely: dict[nn.Module, int]) -> Callable[..., None]:
     def hook(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        x = (args[0] if args else kwargs["input"]).detach()
-        channel_dim = getattr(layer, "channel_dim", 1)
-        mask = args[2] if len(args) > 2 else kwargs.get("mask")
-        if kwargs.get("lengths") is not None:
-            mask = mask_of_lengths(kwargs["lengths"], x, channel_dim, mask)
-        found = see(x.movedim(channel_dim, 1).double(), mask)
+        x, mask = given(layer, args, kwargs)
+        found = see(x.double(), mask)
         if found.values > 1:
             seen.append(found)
         else:
@@ -133,7 +122,7 @@ def _updates(model: nn.Module, batch: Any, call: Call | None, loss: Loss) -> dic
                 parameter.grad = None
             for module in twin.modules():
                 module.training = True
-            value = loss((call or forward)(twin, batch), target_of(batch))
+            value = loss((call or run_model)(twin, batch), target_of(batch))
             if isinstance(value, Tensor) and value.requires_grad:
                 value.backward()
         except ValueError as error:
@@ -147,12 +136,8 @@ def _updates(model: nn.Module, batch: Any, call: Call | None, loss: Loss) -> dic
 
 
 def _counters(model: nn.Module) -> dict[str, int]:
-    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm))
-    return {
-        name or ITSELF: int(layer.num_batches_tracked)
-        for name, layer in layers
-        if layer.num_batches_tracked is not None
-    }
+    counters = ((found.name or ITSELF, found.adapter.batches(found.layer)) for found in find(model))
+    return {name: int(counter) for name, counter in counters if counter is not None}
 
 
 def _remainder(batches: Any) -> int | None:

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model.find import bare
+from ..model.run import Call, undisturbed_random_state
+from ..model.run import call as run_model
 from ..tools.drift import Drift, Recalibration
-from ..tools.population import forward, layers_of, measuring
+from ..tools.population import layers_of, measuring
 from ..tools.recalibrate import recalibrate, require_repeatable
 from ..view.facts import plain
-from ..watch.layers import bare
-from .measure import Call, Loss, target_of, undisturbed_random_state
+from .measure import Loss, target_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def compare_modes(
 
     def mean_loss(by_batch: Iterable[Any]) -> tuple[float, int]:
         with torch.no_grad(), measuring(model, by_batch, by_batch=True):
-            return _mean_loss(model, islice(batches, max_batches), loss, call or forward)
+            return _mean_loss(model, islice(batches, max_batches), loss, call or run_model)
 
     with undisturbed_random_state(model):
         train_loss, seen = mean_loss(layers)

@@ -8,7 +8,9 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..mixin import option
+from ..model.adapters import adapter_of
 
 _LAST_AXIS = (nn.Linear, nn.Embedding, nn.LayerNorm)  # their features are in the last dimension
 # Modules whose output has its features where the input has them.
@@ -22,7 +24,7 @@ def tracing_features(model: nn.Module, sources: dict[nn.Module, str]) -> Iterato
 
     def note(module: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0] if args else None
-        at_last = isinstance(x, Tensor) and getattr(module, "channel_dim", 1) % x.dim() == x.dim() - 1
+        at_last = isinstance(x, Tensor) and option(module, "channel_dim", 1) % x.dim() == x.dim() - 1
         if isinstance(x, Tensor) and id(x) in marked and not at_last:
             sources[module] = marked[id(x)][1]
 
@@ -36,7 +38,7 @@ def tracing_features(model: nn.Module, sources: dict[nn.Module, str]) -> Iterato
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if isinstance(module, _BatchNorm):
+            if adapter_of(module):
                 hook = module.register_forward_pre_hook(note)
             else:
                 hook = module.register_forward_hook(partial(mark, name))

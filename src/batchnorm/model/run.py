@@ -48,7 +48,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Clones take the buffers' places: the real ones are not even touched, so a backward under way stays valid.
     """
     modules = list(model.modules())
-    flags = [vars(module)["training"] for module in modules]
+    flags = [vars(module).get("training", module.training) for module in modules]
     buffers = [dict(module._buffers) for module in modules]
     with ExitStack() as stack:
         stack.enter_context(undisturbed_random_state(model))
@@ -62,7 +62,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             for module, flag, originals in zip(modules, flags, buffers, strict=True):
-                vars(module)["training"] = flag
+                module.training = flag
                 module._buffers.update(originals)
 
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..mixin import BatchNorm
+from ..model.run import Call
+from ..model.run import call as run_model
 from .drift import Recalibration
-from .population import Call, Ranks, Saved, forward, layers_of, measuring, unwrapped
+from .population import Ranks, Saved, layers_of, measuring, unwrapped
 from .recalibrate import require_repeatable, update_statistics
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ def adapt(
             require_repeatable(batches, 'method="entropy"')
             if ranks.several():
                 raise NotImplementedError("entropy does not average gradients over ranks; pass sync=False")
-            entropy, resets = _minimize_entropy(model, batches, call or forward, max_batches, lr, epochs)
+            entropy, resets = _minimize_entropy(model, batches, call or run_model, max_batches, lr, epochs)
         weight = prior if method == "blend" else 0.0
         done = update_statistics(model, batches, call, max_batches, exact, False, ranks, weight)
     except BaseException:

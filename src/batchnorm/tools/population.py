@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,20 +12,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..activations import NONE
 from ..mixin import BatchNorm, Mixin, mix_in, take_out
-from ..moments import Moments, mask_of_lengths
+from ..model.adapters.adapter import is_lazy
+from ..model.find import find
+from ..model.given import moments_given
+from ..model.run import Call
+from ..moments import Moments
 from ..nn.frozen import Frozen
-from ..nn.layer import _BatchNorm as Ours
-from ..ops import steps
 from ..ops.collective import several
-from ..ops.plain import Settings
-from ..pipeline import moments_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-Call = Callable[[Any, Any], Any]
 
 
 class Pooled(NamedTuple):
@@ -47,12 +44,6 @@ class Ranks(NamedTuple):
         return self.sync and several(self.group) is not None
 
 
-def forward(model: Any, batch: Any) -> Any:
-    """Call the model with a batch, a mapping as keyword arguments; with the first of a tuple or list, as update_bn."""
-    inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model without DistributedDataParallel, whose forward waits for ranks that may have fewer batches."""
     return model.module if isinstance(model, DistributedDataParallel) else model
@@ -66,21 +57,19 @@ def layers_of(model: nn.Module) -> tuple[dict[str, BatchNorm], dict[str, str]]:
     """
     layers: dict[str, BatchNorm] = {}
     others: dict[str, str] = {}
-    for name, layer in model.named_modules():
-        if not isinstance(layer, BatchNorm):
-            continue
-        if isinstance(layer.running_mean, nn.UninitializedBuffer):
+    for name, layer, adapter in find(model):
+        if is_lazy(layer):
             raise ValueError(
                 f"{name or type(layer).__name__} has not seen an input yet: run one batch through the model first"
             )
-        if layer.running_mean is None or layer.running_var is None or not layer.track_running_stats:
-            others[name] = "does not track"
-        elif isinstance(layer, Frozen) and "stats" in layer.frozen:
+        if not adapter.learns or (isinstance(layer, Frozen) and "stats" in layer.frozen):
             others[name] = "frozen"
+        elif not adapter.tracks(layer) or not layer.track_running_stats:
+            others[name] = "does not track"
         elif model.training and not layer.training:
             others[name] = "in eval mode"
         else:
-            layers[name] = layer
+            layers[name] = layer  # pyright: ignore[reportArgumentType]
     return layers, others
 
 
@@ -101,27 +90,10 @@ class Measuring(Mixin):
             y = super().forward(input, *args, **kwargs)
         finally:
             self.training, self.track_running_stats = False, True
-        measured = _measure(self, input, *args, **kwargs) if isinstance(self, Ours) else _measure(self, input)
-        self._pool = self._pool.merge(measured)
+        self._pool = self._pool.merge(moments_given(self, (input, *args), kwargs))
         self._calls = self._calls + 1
         self._items = self._items + input.size(0)
         return y
-
-
-def _measure(
-    layer: Any,
-    input: Tensor,
-    residual: Tensor | None = None,
-    mask: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    activation: object = None,
-) -> Moments:
-    """Moments of the layer's input, given the arguments of its forward: this rank's alone, whatever the layer syncs."""
-    x, channel_dim = input.detach(), getattr(layer, "channel_dim", 1)
-    if lengths is not None:
-        mask = mask_of_lengths(lengths, x, channel_dim, mask)
-    return moments_of(steps.measure(x.movedim(channel_dim, 1), mask, Settings(layer.eps, NONE)))
 
 
 @contextmanager

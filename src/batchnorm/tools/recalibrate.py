@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..mixin import BatchNorm
+from ..mixin import BatchNorm, option
+from ..model.find import find
+from ..model.run import Call
+from ..model.run import call as run_model
 from .drift import Drift, Recalibration, distance
-from .population import Call, Pooled, Ranks, Saved, forward, layers_of, population, unwrapped
+from .population import Pooled, Ranks, Saved, layers_of, population, unwrapped
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -113,7 +116,7 @@ def update_statistics(
     try:
         while passes < (len(layers) if exact else 1):
             passes += 1
-            pools = population(model, layers, batches, call or forward, max_batches, not exact, ranks)
+            pools = population(model, layers, batches, call or run_model, max_batches, not exact, ranks)
             moved = [change.apply(pools[change.name]) for change in changes]
             # Every layer is written before any is judged: all ranks judge the same, and go over the batches as often.
             if not any(moved):
@@ -160,7 +163,7 @@ class _Change:
     def measured(self) -> tuple[Tensor, Tensor]:
         """Mean and variance, (C,) each, as the layer tracks them."""
         moments = self.pooled.moments
-        return moments.mean, moments.variance(unbiased=getattr(self.layer, "unbiased", True))
+        return moments.mean, moments.variance(unbiased=option(self.layer, "unbiased", True))
 
     @torch.no_grad()
     def apply(self, pooled: Pooled) -> bool:
@@ -212,7 +215,8 @@ def _report(
     passes: int,
     saved: Saved,
 ) -> Recalibration:
+    channels = {found.name: found.adapter.channels(found.layer) for found in find(model)}
     drifts = {change.name: change.drift() for change in changes}
     for name, state in others.items():
-        drifts[name] = Drift(name, state, model.get_submodule(name).num_features)  # pyright: ignore[reportArgumentType]
-    return Recalibration([drifts[name] for name, _ in model.named_modules() if name in drifts], passes, saved)
+        drifts[name] = Drift(name, state, channels[name])
+    return Recalibration([drifts[name] for name in channels if name in drifts], passes, saved)

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import activations
 from ..checks import check_model
 from ..mixin import BatchNorm, Mixin, mix_in, take_out
+from ..model.adapters.adapter import is_lazy
+from ..model.find import find
+from ..model.given import moments_given
 from ..moments import Moments
 from ..nn.layer import _BatchNorm as Ours
 from ..nn.layer import next_momentum
 from ..nn.options import options_of
 from ..nn.recompute import recomputing
-from ..ops import steps
 from ..ops.collective import several
-from ..pipeline import Running, Settings, Tracking, moments_of, track, under_transform
+from ..pipeline import Running, Tracking, moments_of, track, under_transform
 
 
 @contextmanager
@@ -132,8 +133,7 @@ class Pooling(Mixin):
         self._statistics = None
         y = self._forward_untracked(input, *args, **kwargs)
         if not isinstance(self, Ours):
-            settings = Settings(self.eps, activations.NONE, 0)
-            self._pool(moments_of(steps.measure(input.detach(), None, settings)))
+            self._pool(moments_given(self, (input, *args), kwargs))
         elif self._statistics is not None:
             self._pool(moments_of(self._statistics))
         return y
@@ -161,9 +161,9 @@ class Pooling(Mixin):
 
 def _tracking(model: nn.Module) -> list[BatchNorm]:
     check_model(model)
-    layers = [m for m in model.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
+    layers = [each.layer for each in find(model) if each.adapter.learns and each.layer.track_running_stats]
     for layer in layers:
-        if isinstance(layer.running_mean, nn.UninitializedBuffer):
+        if is_lazy(layer):
             raise ValueError(f"{type(layer).__name__} has not seen an input yet: run one batch through the model first")
     return [layer for layer in layers if layer.running_mean is not None]
 

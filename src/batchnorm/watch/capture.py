@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..mixin import option
 from ..runs.schema import LayerInfo
 from .hooks import NOTHING, PRECISE, LayerWatch, Switch, is_tracked
 from .snapshot import ON_DEVICE, Flats, Layout, Part, Snapshot, Way
@@ -108,6 +109,7 @@ class Capture:
             forwards=[w.forwards for w in self._watches],
             present=present,
             momenta=[w.layer.momentum for w in self._watches],
+            unbiased=[option(w.layer, "unbiased", True) for w in self._watches],
             traced_counts=[w.traced_count for w in self._watches],
         )
 

@@ -188,7 +188,7 @@ class Digest:
         old = self._layout.block(before.parameters, 4, i)[2:].astype(np.float64)
         new = self._layout.block(flat.parameters, 4, i)[2:].astype(np.float64)
         batch = (new - (1 - share) * old) / share
-        if count > 0:  # torch tracks the unbiased variance
+        if count > 0 and snapshot.unbiased[i]:
             batch[1] *= (count - 1) / count
         np.maximum(batch[1], 0, out=batch[1])
         rows[:] = batch

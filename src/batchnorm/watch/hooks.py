@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..mixin import handed_over
+from ..model.given import UNKNOWN, count_given, moments_given
 from ..runs.schema import LayerInfo
-from .snapshot import UNKNOWN, Way
+from .snapshot import Way
 
 # Nodes that keep the batch mean as result1 and 1 / sqrt(batch variance + eps) as result2.
 _NODES = frozenset({"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"})
@@ -73,7 +75,8 @@ class LayerWatch(Hook):
     def __call__(self, *args: Any) -> None:
         if torch.compiler.is_compiling():
             # Of a compiled forward the hook leaves this one assignment; the rest is had by inversion.
-            self.traced_count = _count(_input(*args))
+            layer, given, named, *_ = args
+            self.traced_count = count_given(layer, given, named)
         else:
             self._call(*args)
 
@@ -86,7 +89,7 @@ class LayerWatch(Hook):
         self.untracked += 1
         # Inside a backward it is recomputed (activation checkpointing): the same batch again, counted but not added.
         if self._switch.on and torch._C._current_graph_task_id() == -1:
-            self.moments.append(self._moment(layer, _input(layer, args, kwargs, out), out, fresh))
+            self.moments.append(self._moment(layer, args, kwargs, out, fresh))
 
     def reset(self) -> None:
         """Begin the next step."""
@@ -94,25 +97,23 @@ class LayerWatch(Hook):
             self._inverts = False  # it runs more than once a step: measure it from now on
         self.moments, self.forwards = [], 0
 
-    def _moment(self, layer: nn.Module, x: Tensor, out: Any, measured: Any) -> Moment:
+    def _moment(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, measured: Any
+    ) -> Moment:
         if measured is not None:
             return _handed_over(measured)
-        count = _count(x)
+        count = count_given(layer, args, kwargs)
         node = getattr(out, "grad_fn", None)
-        if type(node).__name__ in _NODES:
-            return _saved(node, count) or measure(x)
-        if self._inverts and self.untracked == 1 and torch.is_grad_enabled() and is_tracked(layer):
+        known = type(node).__name__ in _NODES
+        if known and (saved := _saved(node, count)) is not None:
+            return saved
+        if not known and self._inverts and self.untracked == 1 and torch.is_grad_enabled() and is_tracked(layer):
             return Moment(Way.INVERT, count)
-        return measure(x)
-
-
-def _input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Tensor:
-    return args[0] if args else kwargs["input"]
-
-
-def _count(x: Tensor) -> int:
-    """How many values a channel has, N * S."""
-    return x.numel() // x.shape[1]
+        # The dearest way, and always open: the input is measured itself.
+        moments = moments_given(layer, args, kwargs)
+        return Moment(
+            Way.VARIANCE, moments.count.max() if count == UNKNOWN else count, moments.mean, moments.variance()
+        )
 
 
 def _unwatched() -> Callable[..., None]:
@@ -124,10 +125,8 @@ def _nothing(*args: Any) -> None:
 
 
 def _measured(layer: nn.Module) -> Any:
-    """The layer's `measured` attribute, if it is one of those that hand their moments over."""
-    if hasattr(type(layer), "measured"):
-        return layer.measured
-    return vars(layer).get("measured")
+    """What the layer has measured last, if it is one of those that hand their moments over."""
+    return handed_over(layer) if hasattr(type(layer), "_batchnorm_options") else vars(layer).get("measured")
 
 
 def _handed_over(moments: Any) -> Moment:
@@ -155,14 +154,3 @@ def is_tracked(layer: Any) -> bool:
     running = layer.running_var
     moves = layer.momentum is None or layer.momentum > 0
     return layer.track_running_stats and running is not None and running.dtype in PRECISE and moves
-
-
-def measure(x: Tensor) -> Moment:
-    """Measure the input itself: in float64, around the mean. The dearest way, and always open."""
-    x = x.detach()
-    over = [dim for dim in range(x.dim()) if dim != 1]
-    count = _count(x)
-    if count == 0:
-        return NOTHING
-    variance, mean = torch.var_mean(x.double(), dim=over, correction=0)
-    return Moment(Way.VARIANCE, count, mean, variance)

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ..model.adapters.adapter import is_lazy
+from ..model.find import Found, classes_of, find
 from ..runs.schema import LayerInfo
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile's and the data-parallel wrappers."""
-    while True:
-        inner = model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else None
-        inner = inner or model._modules.get("_orig_mod")
-        if inner is None:
-            return model
-        model = inner
-
-
-def choose(model: nn.Module, patterns: Sequence[str] | None) -> list[tuple[LayerInfo, _BatchNorm]]:
+def choose(model: nn.Module, patterns: Sequence[str] | None) -> list[tuple[LayerInfo, nn.Module]]:
     """The batch-norm layers whose names match a pattern (None: all), in model order.
 
     Names are those in the bare model, so that they are the same however it is wrapped.
@@ -30,33 +21,42 @@ def choose(model: nn.Module, patterns: Sequence[str] | None) -> list[tuple[Layer
     Raises:
         ValueError: there is none, a pattern matches none, or one is lazy and has seen no batch.
     """
-    found = {
-        name.replace("_orig_mod.", "") or type(module).__name__: module
-        for name, module in bare(model).named_modules()
-        if isinstance(module, _BatchNorm)
-    }
+    batch_norms = find(model)
+    found = {each.name or each.kind: each for each in batch_norms if each.adapter.learns}
+    frozen = [each for each in batch_norms if not each.adapter.learns]
+    if frozen and patterns is None:
+        kinds = ", ".join(sorted({each.kind for each in frozen}))
+        warnings.warn(
+            f"{len(frozen)} of {len(batch_norms)} batch norms are not recorded, from {frozen[0].called} on: a {kinds} "
+            "measures, tracks and learns nothing",
+            stacklevel=3,
+        )
     if patterns is None:
         if not found:
+            if frozen:
+                raise ValueError("model must have a batch norm to watch, and has frozen ones alone")
             raise ValueError(
-                "model must have a batch-norm layer to watch, and has none; layers=[] records scalars only"
+                f"model must have a batch norm to watch, and has none, but {classes_of(model)}; layers=[] records "
+                "scalars only"
             )
         patterns = ["*"]
     names = [name for name in found if any(fnmatchcase(name, pattern) for pattern in patterns)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"no batch-norm layer matches {pattern!r}; the model has {', '.join(found) or 'none'}")
-    return [(_describe(name, found[name]), found[name]) for name in names]
+    return [(_describe(name, found[name]), found[name].layer) for name in names]
 
 
-def _describe(name: str, layer: _BatchNorm) -> LayerInfo:
-    if isinstance(layer, _LazyNormBase):
+def _describe(name: str, found: Found) -> LayerInfo:
+    layer, adapter = found.layer, found.adapter
+    if is_lazy(layer):
         raise ValueError(f"layer {name!r} is lazy and has not seen a batch: run one forward before watching the model")
     return LayerInfo(
         name=name,
-        kind=type(layer).__name__,
-        channels=layer.num_features,
-        eps=layer.eps,
-        momentum=layer.momentum,
-        affine=layer.affine,
-        tracks=layer.track_running_stats,
+        kind=found.kind,
+        channels=adapter.channels(layer),
+        eps=adapter.eps(layer),
+        momentum=adapter.momentum(layer),
+        affine=layer.weight is not None or layer.bias is not None,
+        tracks=adapter.learns and layer.track_running_stats,
     )

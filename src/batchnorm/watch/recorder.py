@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ..model.find import bare
 from ..runs.folder import create_folder, reopen_folder, set_status
 from ..runs.journal import HEADER
 from ..runs.lines import Lines, to_jsonable
@@ -22,7 +23,7 @@ from ..runs.lock import Lock
 from ..runs.schema import F4, QUANTITIES, SCALARS, LayerInfo, vector_starts
 from .capture import Capture
 from .hooks import Hook
-from .layers import bare, choose
+from .layers import choose
 from .probe import probe
 from .schedule import Schedule
 from .snapshot import Snapshot

@@ -12,7 +12,6 @@ import numpy as np
 
 from ..runs.schema import LayerInfo
 
-UNKNOWN = -1  # a count that nobody could tell
 ON_DEVICE = -2  # a count that travels with the numbers
 
 
@@ -67,6 +66,7 @@ class Snapshot:
     forwards: list[int]
     present: list[int]  # bit q: QUANTITIES[q] exists
     momenta: list[float | None]
+    unbiased: list[bool]  # whether that is the variance that is tracked
     traced_counts: list[int]
 
 
