@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .functional import batch_norm as batch_norm
     from .model.convert import convert as convert
     from .model.convert import revert as revert
+    from .model.summary import summary as summary
     from .moments import Moments as Moments
     from .nn import BatchNorm1d as BatchNorm1d
     from .nn import BatchNorm2d as BatchNorm2d
@@ -49,6 +50,7 @@ _HOME = {
     "batch_norm": ".functional",
     "convert": ".model.convert",
     "revert": ".model.convert",
+    "summary": ".model.summary",
     "Moments": ".moments",
     "BatchNorm1d": ".nn",
     "BatchNorm2d": ".nn",

@@ -213,6 +213,35 @@ def diagnose(
 
 
 @app.command()
+def summary(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="A .safetensors file or weights_only .pt state_dict.", show_default=False),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show the batch norms in a checkpoint: names, channels, batches tracked. It does not say eps and momentum."""
+    with one_line_errors():
+        from rich.console import Console
+
+        from .diagnosis.checkpoint import read_checkpoint
+        from .model.summary import Row, Summary
+
+        layers = read_checkpoint(checkpoint)
+        rows = []
+        for layer in layers:
+            has = [said for said, vector in (("gamma", layer.gamma), ("beta", layer.beta)) if vector is not None]
+            learned = ", ".join(has) or "nothing"
+            rows.append(Row(layer.name, None, layer.channels, None, None, learned, layer.updates))
+        table = Summary(rows)
+        if as_json:
+            print_json(table.to_dict())
+        else:
+            console = Console()
+            console.print(table if console.is_terminal else str(table), soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command()
 def export(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="New or empty folder for the files.", show_default=False)],

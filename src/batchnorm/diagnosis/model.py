@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from ..model.adapters import adapter_of
 from ..model.adapters.adapter import is_lazy
-from ..model.find import Found, bare, classes_of, find
+from ..model.find import Found, bare, require
 from ..nn.frozen import Frozen
 from .checkpoint import to_array
 from .layer import ITSELF, Layer, Place, Settings
@@ -34,9 +34,7 @@ def model_layers(model: nn.Module, optimizer: Optimizer | None = None) -> list[t
         ValueError: there is none, or a lazy one that has seen no batch.
     """
     model = bare(model)
-    found = {each.layer: each for each in find(model)}
-    if not found:
-        raise ValueError(f"the model has no batch norm to diagnose; it has {classes_of(model)}")
+    found = {each.layer: each for each in require(model, "diagnose")}
     leaves = list(_leaves(model, "", [0]))
     layers: list[tuple[Layer, nn.Module]] = []
     for i, leaf in enumerate(leaves):

@@ -64,6 +64,18 @@ def find(model: nn.Module) -> list[Found]:
     return [Found(clean(name), m, adapter) for name, m in named if (adapter := adapter_of(m)) is not None]
 
 
+def require(model: nn.Module, to: str) -> list[Found]:
+    """`find`, where there is something to find.
+
+    Raises:
+        ValueError: there is no batch norm.
+    """
+    found = find(model)
+    if not found:
+        raise ValueError(f"the model has no batch norm to {to}; it has {classes_of(model)}")
+    return found
+
+
 def clean(name: str) -> str:
     """A module's name without the wrappers in it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPED)

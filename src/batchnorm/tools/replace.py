@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..mixin import option, plain_class
 from ..model.adapters.adapter import is_lazy
 from ..model.convert import become_torchs
-from ..model.find import Found, classes_of, find
+from ..model.find import Found, require
 from ..nn.frozen import Frozen
 from ..nn.layer import _BatchNorm as Ours
 from .freeze import freeze
@@ -71,9 +71,7 @@ def convert_to(
         raise ValueError(f'num_groups is for "group", but got {to!r} with num_groups={num_groups}')
     if to == "frozen":
         return freeze(model, stats=True, affine=True)
-    found = find(model)
-    if not found:
-        raise ValueError(f"the model has no batch norm to convert; it has {classes_of(model)}")
+    found = require(model, "convert")
     chosen: list[tuple[Found, int]] = []
     for each in found:
         name, layer = each.name, each.layer

@@ -1,0 +1,184 @@
+"""summary(): a table of the batch norms of a model: what each is, what it learns, and what convert made of it."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..checks import check_model
+from ..fuse import explain_fusion
+from ..nn.layer import _BatchNorm as Ours
+from .adapters.adapter import is_lazy
+from .find import Found, bare, clean, require
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_COLUMNS = ("layer", "class", "channels", "momentum", "eps", "learns", "batches", "ours")
+_NUMBERS = ("channels", "momentum", "eps", "batches")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One batch norm; None for what is not known, as of a checkpoint.
+
+    Attributes:
+        name: in the model; empty for the model itself.
+        kind: its class.
+        channels: C; None before a lazy layer's first input.
+        momentum: None for a cumulative average too.
+        eps: in units of x squared.
+        learns: "gamma, beta", or one of them, or "nothing"; with "frozen" what does not move.
+        batches: how many the running statistics have tracked.
+        ours: whether `convert` has made it ours, or it was built so.
+        fused: what runs with it in one operation, as "relu" or "add + relu".
+        why_not: of a layer that is not ours, why `convert` leaves it; empty where it would convert it.
+    """
+
+    name: str
+    kind: str | None
+    channels: int | None
+    momentum: float | None
+    eps: float | None
+    learns: str
+    batches: int | None
+    ours: bool | None = None
+    fused: str = ""
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The batch norms of a model, in its order; printed, and in a notebook, a table."""
+
+    rows: list[Row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can write."""
+        return {"batch_norms": [asdict(row) for row in self.rows]}
+
+    @property
+    def headline(self) -> str:
+        """The table in one sentence."""
+        many = f"{len(self.rows)} batch norm{'s' * (len(self.rows) != 1)}"
+        if any(row.ours is None for row in self.rows):
+            return f"{many}, {sum(row.channels or 0 for row in self.rows):,} channels"
+        ours = [row for row in self.rows if row.ours]
+        said = f"{many}: {len(ours)} ours ({sum(bool(row.fused) for row in ours)} fused with what follows)"
+        groups = Counter((row.kind, row.why_not or "not converted yet") for row in self.rows if not row.ours)
+        return said + "".join(f"; {count} {kind}: {why}" for (kind, why), count in groups.items())
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bright_black")
+        for name in _COLUMNS:
+            table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
+        for cells in self._cells():
+            table.add_row(*map(Text, cells))  # names are text, never markup
+        return Group(Text(self.headline, style="bold"), table)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=10_000, color_system=None)
+        console.print(self)
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+        body = ("".join(f"<td>{html.escape(cell)}</td>" for cell in cells) for cells in self._cells())
+        rows = "".join(f"<tr>{row}</tr>" for row in body)
+        return f"<p>{html.escape(self.headline)}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+    def _cells(self) -> Iterable[tuple[str, ...]]:
+        for row in self.rows:
+            numbers = [
+                "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:g}"
+                for value in (row.channels, row.momentum, row.eps)
+            ]
+            ours = "" if row.ours is None else ("yes" if row.ours else f"no: {row.why_not}" if row.why_not else "no")
+            batches = "-" if row.batches is None else f"{row.batches:,}"
+            followed = f"{ours}, with {row.fused}" if row.fused else ours
+            yield (row.name or "(the model)", row.kind or "-", *numbers, row.learns, batches, followed)
+
+
+def summary(model: nn.Module) -> Summary:
+    """The batch norms of a model, whatever their classes: a table for the terminal and the notebook.
+
+    Args:
+        model: any module, or a batch-norm layer itself; compiled or wrapped too.
+
+    Returns:
+        A `Summary`, with a `Row` a layer.
+
+    Raises:
+        ValueError: the model has no batch norm; the message names what it has.
+        TypeError: not a module.
+
+    Example:
+        >>> model = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+        >>> print(bn.summary(bn.convert(model, fuse=True)))
+        2 batch norms: 2 ours (1 fused with what follows)
+        layer  class        channels  momentum    eps  learns       batches  ours
+        0      BatchNorm2d         8       0.1  1e-05  gamma, beta        0  yes, with relu
+        3      BatchNorm2d         8       0.1  1e-05  gamma, beta        0  yes
+    """
+    check_model(model)
+    found = require(model, "sum up")
+    fused = _fused(bare(model))
+    return Summary([_row(each, fused) for each in found])
+
+
+def _row(found: Found, fused: dict[str, str]) -> Row:
+    layer, adapter = found.layer, found.adapter
+    ours = isinstance(layer, Ours)
+    counter = adapter.batches(layer)
+    lazy = is_lazy(layer)
+    after = [type(module).__name__.lower() for module in adapter.after(layer)] if ours else []
+    return Row(
+        name=found.name,
+        kind=found.kind,
+        channels=None if lazy else adapter.channels(layer),
+        momentum=adapter.momentum(layer),
+        eps=adapter.eps(layer),
+        learns=_learns(found),
+        batches=None if counter is None or lazy else int(counter),
+        ours=ours,
+        fused=fused.get(found.name, " + ".join(after)),
+        why_not="" if ours else adapter.kept(layer) or "",
+    )
+
+
+def _learns(found: Found) -> str:
+    """What of gamma and beta the layer has, and what of it is frozen."""
+    layer = found.layer
+    if not found.adapter.learns:
+        return "nothing, frozen"
+    has = [(said, getattr(layer, name)) for said, name in (("gamma", "weight"), ("beta", "bias"))]
+    said = [name for name, tensor in has if tensor is not None and tensor.requires_grad] or ["nothing"]
+    frozen = [name for name, tensor in has if tensor is not None and not tensor.requires_grad]
+    frozen += ["statistics"] * ("stats" in getattr(layer, "frozen", ()))
+    return ", ".join(said) + (f"; frozen: {', '.join(frozen)}" if frozen else "")
+
+
+def _fused(model: nn.Module) -> dict[str, str]:
+    """What runs with each batch norm in one operation, by the layer's name."""
+    fused, modules = {}, dict(model.named_modules())
+    for name, fusion in explain_fusion(model).items():
+        for each in fusion.fused:
+            layer, _, rest = each.partition(" + ")
+            path = clean(f"{name}.{layer}" if name else layer)
+            parts = rest.split(" + ")
+            last = modules.get(f"{name}.{parts[-1]}" if name else parts[-1])
+            parts[-1] = parts[-1] if last is None else type(last).__name__.lower()
+            fused[path] = " + ".join(parts)
+    return fused
