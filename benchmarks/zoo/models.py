@@ -3,13 +3,14 @@
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch import nn
 
-Built = tuple[nn.Module, Any]  # a model and what it is called with
+from . import tiny
+from .tiny import Built
 
 TORCHVISION = [
     "resnet18",
@@ -149,83 +150,51 @@ def images(size: int = 64, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, size, size)
 
 
-def _torchvision(name: str) -> Built:
-    from torchvision import models
+def _torchvisions(part: str) -> Any:
+    return import_module(f"torchvision.{part}")
 
+
+def _torchvision(name: str) -> Built:
+    models = _torchvisions("models")
     more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return models.get_model(name, weights=None, **more), images(LARGE.get(name, 64))
 
 
 def _segmentation(name: str) -> Built:
-    from torchvision import models
-
+    models = _torchvisions("models")
     return models.get_model(name, weights=None, weights_backbone=None), images(64)
 
 
 def _video(name: str) -> Built:
-    from torchvision import models
-
+    models = _torchvisions("models")
     return models.get_model(name, weights=None), torch.randn(2, 3, 16 if name == "s3d" else 4, 64, 64)
 
 
 def _quantizable(name: str) -> Built:
-    from torchvision.models import quantization
-
+    quantization = _torchvisions("models.quantization")
     return getattr(quantization, name)(weights=None, quantize=False), images()
 
 
 def _features(name: str) -> Built:
-    from torchvision import models
-    from torchvision.models.feature_extraction import create_feature_extractor
-
-    return create_feature_extractor(models.get_model(name, weights=None), ["layer1", "layer4"]), images()
+    models, extraction = _torchvisions("models"), _torchvisions("models.feature_extraction")
+    return extraction.create_feature_extractor(models.get_model(name, weights=None), ["layer1", "layer4"]), images()
 
 
 def _detector_backbone(name: str) -> Built:
-    from torchvision import models, ops
-
+    models, ops = _torchvisions("models"), _torchvisions("ops")
     return models.get_model(name, weights=None, norm_layer=ops.FrozenBatchNorm2d), images()
 
 
 def _timm(name: str) -> Built:
-    import timm
-
+    timm = import_module("timm")
     size = FIXED.get(name, LARGE.get(name, 64))
     return timm.create_model(name, pretrained=False), images(size)
 
 
 def _smp(name: str) -> Built:
-    import segmentation_models_pytorch as smp
-
+    smp = import_module("segmentation_models_pytorch")
     architecture, encoder = name.split(":")
     return getattr(smp, architecture)(encoder_name=encoder, encoder_weights=None), images(64)
-
-
-def _tiny() -> dict[str, Callable[[], Built]]:
-    import transformers as t
-
-    def vision(model: str, config: str, size: int = 64, **options: Any) -> Callable[[], Built]:
-        return lambda: (getattr(t, model)(getattr(t, config)(**options)), images(size))
-
-    small = {"embedding_size": 16, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 2, 1]}
-    return {
-        "ResNet": vision("ResNetModel", "ResNetConfig", **small),
-        "ResNet basic": vision("ResNetModel", "ResNetConfig", layer_type="basic", **small),
-        "RegNet": vision("RegNetModel", "RegNetConfig", groups_width=8, **small),
-        "RegNet y": vision("RegNetModel", "RegNetConfig", groups_width=8, layer_type="y", **small),
-        "MobileNetV1": vision("MobileNetV1Model", "MobileNetV1Config", depth_multiplier=0.25),
-        "MobileNetV2": vision("MobileNetV2Model", "MobileNetV2Config", depth_multiplier=0.25),
-        "EfficientNet": vision("EfficientNetModel", "EfficientNetConfig", width_coefficient=0.5, depth_coefficient=0.5),
-        "MobileViT": vision("MobileViTModel", "MobileViTConfig", image_size=64),
-        "MobileViTV2": vision("MobileViTV2Model", "MobileViTV2Config", image_size=64),
-        "Levit": vision("LevitModel", "LevitConfig", 224),
-        "CvT": vision("CvtModel", "CvtConfig", depth=[1, 1, 1]),
-        "SwiftFormer": vision("SwiftFormerModel", "SwiftFormerConfig", depths=[1, 1, 1, 1]),
-        "RTDetrResNet": vision("RTDetrResNetBackbone", "RTDetrResNetConfig", **small),
-        "HGNetV2": vision("HGNetV2Backbone", "HGNetV2Config"),
-        "TextNet": vision("TextNetModel", "TextNetConfig"),
-        "Segformer": vision("SegformerForSemanticSegmentation", "SegformerConfig", depths=[1, 1, 1, 1]),
-    }
 
 
 def named() -> Iterator[tuple[str, str]]:
@@ -237,6 +206,7 @@ def named() -> Iterator[tuple[str, str]]:
     yield from (("torchvision.features", name) for name in ("resnet18", "resnet50"))
     yield from (("torchvision.frozen", name) for name in ("resnet18", "resnet50"))
     yield from (("timm", name) for name in TIMM)
+    yield from (("transformers", name) for name in tiny.MODELS)
     yield from (("segmentation_models_pytorch", name) for name in SMP)
 
 
@@ -244,7 +214,7 @@ def build(library: str, name: str) -> Built:
     """The model in train mode with random weights, and an input for it."""
     torch.manual_seed(0)
     if library == "transformers":
-        return _tiny()[name]()
+        return tiny.MODELS[name]()
     makers = {
         "torchvision": _torchvision,
         "torchvision.segmentation": _segmentation,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -23,35 +22,42 @@ class Seen(NamedTuple):
     foldable: set[str]  # a convolution or linear layer came right before
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a batch norm, by its class."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) or "FrozenBatchNorm" in type(module).__name__
+
+
 def watch(model: nn.Module, run: Callable[[], object]) -> Seen:
     """Run the model and see what happens to what its batch norms return."""
-    seen = Seen(set(), set(), set())
-    stack: list[str] = []
+    mode = _Mode()
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            handles.append(module.register_forward_pre_hook(partial(_enter, stack, name)))
-            handles.append(module.register_forward_hook(lambda m, a, y: stack.pop() and None))
+        if is_norm(module):
+            handles.append(module.register_forward_pre_hook(lambda m, args, name=name: mode.enter(name, args)))
+            handles.append(module.register_forward_hook(lambda m, args, y: mode.inside.pop() and None))
     try:
-        with _Mode(seen, stack):
+        with mode:
             run()
     finally:
         for handle in handles:
             handle.remove()
-    return seen
-
-
-def _enter(stack: list[str], name: str, module: nn.Module, args: Any) -> None:
-    stack.append(name)
+    return mode.seen
 
 
 class _Mode(TorchFunctionMode):
-    def __init__(self, seen: Seen, stack: list[str]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.seen, self.stack = seen, stack
+        self.seen = Seen(set(), set(), set())
+        self.inside: list[str] = []  # the batch norms that are running
         self.normalized: dict[int, frozenset[str]] = {}
         self.produced: set[int] = set()
         self.kept: list[Any] = []  # so that no other tensor has the number of one that is gone
+
+    def enter(self, name: str, args: tuple[Any, ...]) -> None:
+        """A batch norm begins."""
+        self.inside.append(name)
+        if args and id(args[0]) in self.produced:
+            self.seen.foldable.add(name)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -62,19 +68,21 @@ class _Mode(TorchFunctionMode):
         tensors = [a for a in args if isinstance(a, Tensor)]
         first = id(tensors[0]) if tensors else 0
         marks = frozenset().union(*(self.normalized.get(id(t), ()) for t in tensors))
-        if name == "batch_norm" and self.stack:
-            self.normalized[id(out)] = frozenset([self.stack[-1]])
-            if first in self.produced:
-                self.seen.foldable.add(self.stack[-1])
+        if name == "batch_norm" and self.inside:
+            self.normalized[id(out)] = frozenset([self.inside[-1]])
         elif name in _PRODUCERS or (name == "flatten" and first in self.produced and args[1:] == (0, 1)):
             self.produced.add(id(out))
         elif first in self.normalized and name in FUSIBLE | OTHERS:
-            bounds = tuple(args[1:3]) or (kwargs.get("min_val"), kwargs.get("max_val"))
-            fits = name in FUSIBLE and (name != "hardtanh" or bounds == (0.0, 6.0))
-            (self.seen.activated if fits else self.seen.activated_by_others).add(self.normalized[first])
+            (self.seen.activated if _fits(name, args, kwargs) else self.seen.activated_by_others).add(marks)
+            self.normalized.pop(id(out), None)  # it was computed in place
         elif name in _ADDS and marks and len(tensors) == 2 and tensors[0].shape == tensors[1].shape:
             self.normalized[id(out)] = marks
         return out
+
+
+def _fits(name: str, args: Any, kwargs: Any) -> bool:
+    bounds = tuple(args[1:3]) or (kwargs.get("min_val"), kwargs.get("max_val"))
+    return name in FUSIBLE and (name != "hardtanh" or bounds == (0.0, 6.0))
 
 
 def activated_by_ours(model: nn.Module, run: Callable[[], object]) -> set[int]:

@@ -1,0 +1,100 @@
+"""Models as timm builds them, with random weights: what is done to them computes what torch computes."""
+
+import copy
+
+import pytest
+import torch
+from public import import_timm
+from zoo.pairs import activated_by_ours, is_norm, watch
+from zoo.steps import WIDE, call, errors, step, take_out_chance, too_far, train_a_little
+
+import batchnorm as bn
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Small ones of many families: BatchNormAct2d, plain batch norms, branches that are added, subclasses of nn.Sequential.
+NAMES = [
+    "test_efficientnet",
+    "test_resnet",
+    "test_byobnet",
+    "lcnet_050",
+    "tinynet_e",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small_050",
+    "regnety_002",
+    "ghostnet_050",
+    "dla46_c",
+    "resnet10t",
+    "ese_vovnet19b_dw",
+    "hgnetv2_b0",
+]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request):
+    torch.manual_seed(0)
+    model = import_timm().create_model(request.param, pretrained=False)
+    take_out_chance(model)
+    train_a_little(model)
+    return model
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+def same(found, exact):
+    assert max(errors(found, exact).values()) <= WIDE
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_converted_model_trains_as_the_original_does(model, x, fuse):
+    wide = copy.deepcopy(model).double()
+    converted = bn.convert(copy.deepcopy(model), fuse=fuse)
+    assert all(is_ours(module) for module in converted.modules() if is_norm(module))
+    assert converted.state_dict().keys() == model.state_dict().keys()
+    same(step(bn.convert(copy.deepcopy(wide), fuse=fuse), x.double()), step(copy.deepcopy(wide), x.double()))
+    assert too_far(converted, model, wide, x) == ""
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_reverted_model_is_the_original(model, x, fuse):
+    reverted = bn.revert(bn.convert(copy.deepcopy(model), fuse=fuse))
+    assert [type(module) for module in reverted.modules()] == [type(module) for module in model.modules()]
+    for name, error in errors(step(reverted, x), step(copy.deepcopy(model), x)).items():
+        assert error == 0, name
+
+
+def test_activations_run_with_their_batch_norm_or_are_named(model, x):
+    seen = watch(model.train(), lambda: call(copy.deepcopy(model), x))
+    converted = bn.convert(copy.deepcopy(model), fuse=True)
+    ran = activated_by_ours(converted, lambda: call(converted, x))
+    fused = {name for name, module in converted.named_modules() if id(module) in ran}
+    assert [norms for norms in seen.activated if not norms & fused] == []
+
+
+def test_a_folded_model_computes_the_same_without_its_batch_norms(model, x):
+    wide = copy.deepcopy(model).double().eval()
+    before = {name: tensor.clone() for name, tensor in wide.state_dict().items()}
+    with torch.no_grad():
+        seen = watch(wide, lambda: call(wide, x.double()))
+        folded = bn.fold(wide, x.double())
+        outputs = [dict(enumerate(call(each, x.double()))) for each in (folded, wide)]
+    same(*outputs)
+    assert seen.foldable
+    assert seen.foldable <= folded.folding.folded.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in wide.state_dict().items())
+
+
+def test_every_batch_norm_is_diagnosed(model):
+    sick = copy.deepcopy(model)
+    names = [name for name, module in sick.named_modules() if is_norm(module)]
+    for module in filter(is_norm, sick.modules()):
+        module.running_var.fill_(float("nan"))
+    findings = bn.diagnose(sick)
+    assert set(names) <= {finding.layer for finding in findings if finding.severity == "serious"}
+
+
+def is_ours(module):
+    return isinstance(module, (bn.BatchNorm2d, bn.BatchNorm1d)) or hasattr(type(module), "_batchnorm_options")
