@@ -72,7 +72,7 @@ def main() -> None:
     chosen = [(lib, name) for lib, name in named() if options.library in (None, lib) and options.model in (None, name)]
     rows = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        for row in pool.map(lambda each: run(*each, options.seconds), chosen):
+        for row in pool.map(lambda each: run(each[0], each[1], options.seconds), chosen):
             rows.append(row)
             print(line(row), flush=True)
     print("\n".join([*totals(rows), *left(rows)]))

@@ -31,7 +31,7 @@ def check(library: str, name: str) -> dict[str, Any]:
     for fuse in (False, True):
         how = "convert(fuse=True)" if fuse else "convert"
         _or_wrong(row, how, lambda how=how, fuse=fuse: _converted(row, how, fuse, model, x, norms))
-    _or_wrong(row, "fuse", lambda: row.update(_fused(model, x)))
+    _or_wrong(row, "fuse", lambda: row.update(fusion(model, x)))
     _or_wrong(row, "fold", lambda: row.update(_folded(row, model, x)))
     return row
 
@@ -83,7 +83,7 @@ def _compare(row: dict[str, Any], what: str, found: dict[str, Any], exact: dict[
         row["wrong"].append(f"{what} is off: " + ", ".join(f"{name} by {error:.1g}" for name, error in off.items()))
 
 
-def _fused(model: nn.Module, x: Any) -> dict[str, int]:
+def fusion(model: nn.Module, x: Any) -> dict[str, Any]:
     """Pairs of batch norm and activation that ran, and what became of them."""
     original = copy.deepcopy(model).train()
     seen = watch(original, lambda: call(original, x))
@@ -99,11 +99,11 @@ def _fused(model: nn.Module, x: Any) -> dict[str, int]:
         "fused": len(seen.activated) - len(left),
         "explained": len(named),
         "others": len(seen.activated_by_others),
-        "neither": sorted("+".join(sorted(norms)) for norms in left if norms not in named)[:40],  # pyright: ignore[reportReturnType]
+        "neither": sorted("+".join(sorted(norms)) for norms in left if norms not in named)[:40],
     }
 
 
-def _folded(row: dict[str, Any], model: nn.Module, x: Any) -> dict[str, int]:
+def _folded(row: dict[str, Any], model: nn.Module, x: Any) -> dict[str, Any]:
     model, x = copy.deepcopy(model).double().eval(), widened(x)
     with torch.no_grad():
         seen = watch(model, lambda: call(model, x))
@@ -114,7 +114,7 @@ def _folded(row: dict[str, Any], model: nn.Module, x: Any) -> dict[str, int]:
     return {
         "foldable": len(seen.foldable),
         "folded": len(seen.foldable & gone),
-        "unfolded": [f"{n}: {folded.folding.refused.get(n, 'not named')}" for n in sorted(seen.foldable - gone)][:40],  # pyright: ignore[reportReturnType]
+        "unfolded": [f"{n}: {folded.folding.refused.get(n, 'not named')}" for n in sorted(seen.foldable - gone)][:40],
     }
 
 

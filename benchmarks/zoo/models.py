@@ -156,7 +156,9 @@ def _torchvisions(part: str) -> Any:
 
 def _torchvision(name: str) -> Built:
     models = _torchvisions("models")
-    more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    more: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    if name == "inception_v3":
+        more["aux_logits"] = False  # its second classifier needs images of 299 pixels
     return models.get_model(name, weights=None, **more), images(LARGE.get(name, 64))
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import torch
 
-# The operators that torchvision describes to torch.export as it is imported, whether its library could be loaded or not.
+# The operators that torchvision describes to torch.export as it is imported, whether it could load its library or not.
 _OPERATORS = ("nms", "qnms")
 
 
