@@ -78,12 +78,14 @@ def normalize_batch(
     fuses = residual is None or (
         isinstance(residual, Tensor) and residual.shape == x.shape and residual.dtype == x.dtype
     )
-    compiled = alone and fuses and (tracking is None or not isinstance(tracking.momentum, Tensor))
-    if compiled and steps.compiled_at_once(*operands, *running):
+    at_once = alone and fuses and (tracking is None or not isinstance(tracking.momentum, Tensor))
+    if at_once and steps.compiled_at_once(*operands, *running):
         # To check everything takes as long as to normalise a small batch. The operators check it too, before anything
         # is written, but have no good words: those are looked for once they refused.
         try:
-            return _normalize_alone(operands, running, settings, training, tracking)
+            if training:
+                return train_alone(operands, running, settings, tracking)
+            return evaluate(operands, running, settings)
         except Exception:
             try:
                 check(operands, *running, training, settings)
@@ -93,49 +95,108 @@ def normalize_batch(
     check(operands, *running, training, settings, synchronized=ranks is not None, renormalized=renorm is not None)
     if not fuses:
         assert residual is not None
-        activation = settings.activation
+        unactivated = settings._replace(activation=activations.NONE)
         z, statistics = normalize_batch(
-            operands._replace(residual=None), running, settings._replace(activation=activations.NONE), training,
-            tracking, ranks, renorm,
-        )  # fmt: skip
-        if mask is None:
-            return activation(z + residual), statistics
-        mask = broadcast_mask(mask, x)  # the residual too may have anything under it
-        return torch.where(mask, activation(z + torch.where(mask, residual, 0.0)), 0.0), statistics
+            operands._replace(residual=None), running, unactivated, training, tracking, ranks, renorm
+        )
+        return _added(z, residual, mask, settings), statistics
     if _exports() and alone and _is_standard(mask, settings, training, tracking):
-        momentum = 0.0 if tracking is None else tracking.momentum
-        z = _standard(operands, running, training, momentum, settings.eps)
-        y = settings.activation(z if residual is None else z + residual)
-        return y if mask is None else torch.where(broadcast_mask(mask, x), y, 0.0), None
-    if alone or not training:
-        return _normalize_alone(operands, running, settings, training, tracking)
+        return exported(operands, running, settings, training, tracking), None
+    if not training:
+        return evaluate(operands, running, settings)
+    if renorm is not None:
+        return train_renormalized(operands, running, settings, tracking, ranks, renorm)
+    if ranks is not None:
+        return train_over_ranks(operands, running, settings, tracking, ranks)
+    return train_alone(operands, running, settings, tracking)
+
+
+# The paths. Each is given checked operands, whose residual has x's shape and dtype.
+
+
+def evaluate(operands: Operands, running: Running, settings: Settings) -> tuple[Tensor, None]:
+    """Normalized by the running statistics; nothing is measured."""
+    assert running.mean is not None
+    assert running.var is not None
+    if settings.virtual_batch:
+        settings = settings._replace(virtual_batch=0)
+    return normalize(operands, running.mean, running.var, settings), None
+
+
+def train_alone(
+    operands: Operands, running: Running, settings: Settings, tracking: Tracking | None
+) -> tuple[Tensor, Tensor]:
+    """Normalized by what this process measures."""
+    y, statistics = measure_and_normalize(operands, settings)
+    _follow(running, _followed(statistics, settings.eps, tracking), tracking)
+    return y, statistics
+
+
+def train_over_ranks(
+    operands: Operands, running: Running, settings: Settings, tracking: Tracking | None, ranks: ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """Normalized by what all ranks measure together."""
+    statistics, followed = _measured(operands, settings, tracking, ranks)
+    y = normalize_measured(operands, statistics, settings, ranks)
+    _follow(running, followed, tracking)
+    return y, statistics
+
+
+def train_renormalized(
+    operands: Operands,
+    running: Running,
+    settings: Settings,
+    tracking: Tracking | None,
+    ranks: ProcessGroup | None,
+    renorm: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """Batch renormalization, by what this process or all ranks measure, and the running statistics before they move."""
+    statistics, followed = _measured(operands, settings, tracking, ranks)
+    operands = _renormalized(operands, running, statistics, settings.eps, *renorm)
+    y = normalize_measured(operands, statistics, settings, ranks)
+    _follow(running, followed, tracking)
+    return y, statistics
+
+
+def exported(
+    operands: Operands, running: Running, settings: Settings, training: bool, tracking: Tracking | None
+) -> Tensor:
+    """The same by torch's own operator, which every exporter knows."""
+    x, weight, bias, residual, mask = operands
+    mean, var = running
+    momentum = 0.0 if tracking is None else tracking.momentum
+    assert not isinstance(momentum, Tensor)
+    if not training and weight is not None and mean is not None and var is not None:
+        # torch wants one dtype for all vectors
+        mean, var = (t if t.dtype == weight.dtype else t.to(weight.dtype) for t in (mean, var))
+    z = F.batch_norm(x, mean, var, weight, bias, training, momentum, settings.eps)
+    y = settings.activation(z if residual is None else z + residual)
+    return y if mask is None else torch.where(broadcast_mask(mask, x), y, 0.0)
+
+
+# Their steps.
+
+
+def _added(z: Tensor, residual: Tensor, mask: Tensor | None, settings: Settings) -> Tensor:
+    """The activation of z + residual, of a residual that the operators do not add: of another shape or dtype."""
+    if mask is None:
+        return settings.activation(z + residual)
+    mask = broadcast_mask(mask, z)  # the residual too may have anything under it
+    return torch.where(mask, settings.activation(z + torch.where(mask, residual, 0.0)), 0.0)
+
+
+def _measured(
+    operands: Operands, settings: Settings, tracking: Tracking | None, ranks: ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
+    """Statistics of the batch, of all ranks if there are any; and what the running statistics are to follow."""
+    x, mask = operands.x, operands.mask
     with torch.no_grad():
         statistics = steps.measure(x.detach(), mask, settings)
         if ranks is not None:
             statistics = collective.merge_over(statistics, settings.eps, ranks)
             if mask is None and collective.is_lonely(statistics):
                 raise lonely_values(x)
-        followed = _followed(statistics, settings.eps, tracking)
-    if renorm is not None:
-        operands = _renormalized(operands, running, statistics, settings.eps, *renorm)
-    y = normalize_measured(operands, statistics, settings, ranks)
-    _follow(running, followed, tracking)
-    return y, statistics
-
-
-def _normalize_alone(
-    operands: Operands, running: Running, settings: Settings, training: bool, tracking: Tracking | None
-) -> tuple[Tensor, Tensor | None]:
-    """`normalize_batch` on this process alone, its residual of x's shape and dtype."""
-    if not training:
-        assert running.mean is not None
-        assert running.var is not None
-        if settings.virtual_batch:  # nothing is measured
-            settings = settings._replace(virtual_batch=0)
-        return normalize(operands, running.mean, running.var, settings), None
-    y, statistics = measure_and_normalize(operands, settings)
-    _follow(running, _followed(statistics, settings.eps, tracking), tracking)
-    return y, statistics
+        return statistics, _followed(statistics, settings.eps, tracking)
 
 
 def track(running: Running, moments: Moments, tracking: Tracking) -> Tensor:
@@ -217,14 +278,3 @@ def _is_standard(mask: Tensor | None, settings: Settings, training: bool, tracki
     """Whether torch's own operator computes this."""
     usual = tracking is None or (not isinstance(tracking.momentum, Tensor) and tracking.unbiased)
     return usual and not (training and (mask is not None or settings.virtual_batch))
-
-
-def _standard(operands: Operands, running: Running, training: bool, momentum: float | Tensor, eps: float) -> Tensor:
-    """The same by torch's own operator, which every exporter knows."""
-    x, weight, bias, *_ = operands
-    mean, var = running
-    assert not isinstance(momentum, Tensor)
-    if not training and weight is not None and mean is not None and var is not None:
-        # torch wants one dtype for all vectors
-        mean, var = (t if t.dtype == weight.dtype else t.to(weight.dtype) for t in (mean, var))
-    return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
