@@ -1,12 +1,13 @@
 """Public models with random weights: what converts, fuses, folds, and whether it computes the same.
 
     make zoo
-    python -m zoo [--library timm] [--model NAME] [--jobs 2] [--seconds 300]       (in benchmarks/)
+    python -m zoo [--library timm] [--model NAME] [--jobs 2] [--seconds 300] [--rows FILE]       (in benchmarks/)
 
 prints a row a model; over all of them it writes benchmarks/results/zoo.md. Each model has a process of its own, so that
 one that crashes, or takes too long or too much memory, is a row that says so. Which batch norms a model has, which
 activations came after them and which layers before them is seen from outside (zoo/pairs.py). Needs torchvision, timm,
-transformers and segmentation_models_pytorch; fetches no weights.
+transformers and segmentation_models_pytorch; fetches no weights. With a file for the rows, a run that was stopped goes
+on.
 """
 
 from __future__ import annotations
@@ -58,23 +59,36 @@ def run(library: str, name: str, seconds: float) -> Row:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def read(file: Path) -> list[Row]:
+    """The rows of an earlier run."""
+    return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--library")
     parser.add_argument("--model")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--rows", type=Path, default=Path(os.devnull))
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         one(options.library, options.model)
         return
     chosen = [(lib, name) for lib, name in named() if options.library in (None, lib) and options.model in (None, name)]
+    before = {(row["library"], row["model"]): row for row in read(options.rows)}
+
+    def row_of(each: tuple[str, str]) -> Row:
+        return before.get(each) or run(*each, options.seconds)
+
     rows = []
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for row in pool.map(lambda each: run(each[0], each[1], options.seconds), chosen):
+    with ThreadPoolExecutor(options.jobs) as pool, options.rows.open("a") as file:
+        for row in pool.map(row_of, chosen):
             rows.append(row)
             print(line(row), flush=True)
+            if (row["library"], row["model"]) not in before:
+                print(json.dumps(row), file=file, flush=True)
     print("\n".join([*totals(rows), *left(rows)]))
     if len(chosen) == len(list(named())):
         versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
