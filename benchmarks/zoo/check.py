@@ -62,8 +62,11 @@ def _converted(row: dict[str, Any], how: str, fuse: bool, model: nn.Module, x: A
     if not fuse:
         ours = {name for name, module in converted.named_modules() if _is_ours(module)}
         kept = {each.name for each in find(model) if each.adapter.kept(each.layer) is not None}
-        row |= {"converted": len(ours), "named": len((norms & kept) - ours), "reasons": _reasons(said)}
+        reasons = _reasons(said)
+        row |= {"converted": len(ours), "named": len((norms & kept) - ours), "reasons": "; ".join(reasons)}
         row["silent"] = sorted(norms - ours - kept)
+        if (told := sum(int(line.split()[0]) for line in reasons)) != row["named"]:
+            row["wrong"].append(f"the warning names {told} of {row['named']} that stay as they are")
     _compare(row, f"{how} in float64", step(copy.deepcopy(converted), wide_x), step(copy.deepcopy(wide), wide_x))
     if converted.state_dict().keys() != wide.state_dict().keys():
         row["wrong"].append(f"{how} changes the keys of the state_dict")
@@ -135,6 +138,6 @@ def _quietly(make: Callable[[], Any]) -> tuple[list[str], Any]:
     return [str(each.message) for each in said if issubclass(each.category, UserWarning)], made
 
 
-def _reasons(said: Iterable[str]) -> str:
-    lines = [line.strip() for text in said if text.startswith("converted") for line in text.splitlines()[1:]]
-    return "; ".join(lines)
+def _reasons(said: Iterable[str]) -> list[str]:
+    """The lines of convert's warning: how many of which class stay, and why."""
+    return [line.strip() for text in said if text.startswith("converted") for line in text.splitlines()[1:]]

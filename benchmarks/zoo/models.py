@@ -182,9 +182,9 @@ def _features(name: str) -> Built:
     return extraction.create_feature_extractor(models.get_model(name, weights=None), ["layer1", "layer4"]), images()
 
 
-def _detector_backbone(name: str) -> Built:
-    models, ops = _torchvisions("models"), _torchvisions("ops")
-    return models.get_model(name, weights=None, norm_layer=ops.FrozenBatchNorm2d), images()
+def _detection(name: str) -> Built:
+    parts = _torchvisions("models.detection.backbone_utils")
+    return parts.resnet_fpn_backbone(backbone_name=name, weights=None, trainable_layers=5), images()
 
 
 def _timm(name: str) -> Built:
@@ -206,7 +206,7 @@ def named() -> Iterator[tuple[str, str]]:
     yield from (("torchvision.video", name) for name in VIDEO)
     yield from (("torchvision.quantization", name) for name in QUANTIZABLE)
     yield from (("torchvision.features", name) for name in ("resnet18", "resnet50"))
-    yield from (("torchvision.frozen", name) for name in ("resnet18", "resnet50"))
+    yield from (("torchvision.detection", name) for name in ("resnet18", "resnet50"))
     yield from (("timm", name) for name in TIMM)
     yield from (("transformers", name) for name in tiny.MODELS)
     yield from (("segmentation_models_pytorch", name) for name in SMP)
@@ -223,7 +223,7 @@ def build(library: str, name: str) -> Built:
         "torchvision.video": _video,
         "torchvision.quantization": _quantizable,
         "torchvision.features": _features,
-        "torchvision.frozen": _detector_backbone,
+        "torchvision.detection": _detection,
         "timm": _timm,
         "segmentation_models_pytorch": _smp,
     }
