@@ -96,6 +96,51 @@ def test_a_linear_layer_takes_the_batch_norm_after_a_flatten(reshape):
     check(trained(LinearNorm(RESHAPES[reshape])), torch.randn(2, 7, 5).double(), ["bn"])
 
 
+FLATTENED = {
+    "function": lambda x: torch.flatten(x, 0, 1),
+    "by name": lambda x: x.flatten(start_dim=0, end_dim=1),
+    "reshape": lambda x: x.reshape(-1, 6),
+    "view of shape": lambda x: x.view((-1, x.shape[-1])),
+    "reshape of a size": lambda x: torch.reshape(x, (-1, x.size(-1))),
+    "reshape of sizes": lambda x: x.reshape(-1, x.size()[-1]),
+}
+
+
+class Flattened(nn.Module):
+    def __init__(self, layer, flatten, channels):
+        super().__init__()
+        self.layer, self.bn, self.flatten = layer, nn.BatchNorm1d(channels), flatten
+
+    def forward(self, x):
+        return self.bn(self.flatten(self.layer(x)))
+
+
+@pytest.mark.parametrize("flatten", FLATTENED)
+def test_however_the_flatten_is_written(flatten):
+    model = Flattened(nn.Linear(5, 6), FLATTENED[flatten], 6)
+    check(trained(model), torch.randn(2, 7, 5).double(), ["bn"])
+
+
+OTHER_CHANNELS = {
+    "of a convolution": (nn.Conv1d(3, 6, 1), lambda x: x.flatten(0, 1)),
+    "of a convolution, reshaped": (nn.Conv1d(3, 6, 1), lambda x: x.reshape(-1, x.shape[-1])),
+    "of other dimensions": (nn.Linear(6, 6), lambda x: x.flatten(1, 2).view(-1, 6, 6)),
+    "halved": (nn.Linear(6, 12), lambda x: x.reshape(-1, 6)),
+    "of another size": (nn.Linear(6, 6), lambda x: x.reshape(-1, x.shape[1])),
+    "of strides": (nn.Linear(6, 6), lambda x: x.reshape(-1, 6 * x.stride()[-1])),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_CHANNELS)
+@pytest.mark.parametrize("example", [True, False])
+def test_not_where_the_flatten_makes_other_channels(case, example):
+    layer, flatten = OTHER_CHANNELS[case]
+    model, x = trained(Flattened(layer, flatten, 6)), torch.randn(2, layer.weight.size(1), 6).double()
+    if isinstance(layer, nn.Linear):
+        x = torch.randn(2, 6, 6).double()
+    assert list(bn.fold(model, x if example else None).folding.refused) == ["bn"]
+
+
 def test_not_where_the_values_before_are_used_too():
     check(trained(LinearNorm(lambda y, x: y.view_as(x) + x)), torch.randn(2, 7, 5).double(), [], ["bn"])
 
@@ -168,3 +213,10 @@ def test_the_model_in_a_compiled_one_is_folded():
     folded = bn.fold(torch.compile(model, backend="eager"))
     assert type(folded) is nn.Sequential
     assert folded.folding.folded == {"1": "0"}
+
+
+def test_the_model_in_a_data_parallel_one_is_folded():
+    model = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    folded = bn.fold(nn.DataParallel(model), x := torch.randn(2, 3, 8, 8).double())
+    assert folded.folding.folded == {"1": "0"}
+    assert (folded(x) - model(x)).abs().max() <= EXACT * model(x).abs().max()

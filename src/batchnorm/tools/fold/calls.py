@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ...model.adapters import adapter_of
@@ -86,13 +87,14 @@ class Calls:
         return self.module.get(node) if isinstance(node, fx.Node) else None
 
     def source(self, node: Any) -> Any:
-        """Where a tensor comes from, before a flatten(0, 1), which leaves the last dimension of (N, L, C) the last."""
-        if isinstance(node, fx.Node) and node.op == "call_method" and node.target == "flatten":
-            return node.args[0] if node.args[1:] == (0, 1) and not node.kwargs else node
-        return node
+        """Where a tensor comes from: of a linear layer's (N, L, C), before it was made (N * L, C)."""
+        x = node.args[0] if isinstance(node, fx.Node) and node.args else None
+        linear = self.layer(x)
+        # Of other layers the channels are not last, so what is made of them has other channels.
+        return x if isinstance(linear, nn.Linear) and _keeps_the_last(node, x, linear.out_features) else node
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
-        """What uses the values of a node: not what looks at its shape alone; of a flatten(0, 1), what uses that."""
+        """What uses the values of a node: not what looks at its shape alone; of a flatten, what uses that."""
         found: list[fx.Node] = []
         for user in node.users:
             if not _looks_at_the_shape(user, node):
@@ -117,6 +119,29 @@ def _looks_at_the_shape(user: fx.Node, of: fx.Node) -> bool:
     if user.op == "call_method":
         return user.target in _SHAPE or (user.target in _SHAPED_AS and user.args[0] is not of)
     return user.op == "call_function" and user.target is getattr and user.args[1] in ("shape", "ndim", "dtype")
+
+
+def _keeps_the_last(node: fx.Node, x: Any, channels: int) -> bool:
+    """Whether the node is x.flatten(0, 1), or x in two dimensions, of which the last is x's."""
+    if node.target in ("flatten", torch.flatten):
+        names = ("start_dim", "end_dim")
+        return {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs} == {"start_dim": 0, "end_dim": 1}
+    if node.target not in ("reshape", "view", torch.reshape) or node.kwargs:
+        return False
+    sizes = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
+    return len(sizes) == 2 and sizes[0] == -1 and (sizes[1] == channels or _is_last_size(sizes[1], x))
+
+
+def _is_last_size(size: Any, of: Any) -> bool:
+    """Whether the node is of.shape[-1] or of.size(-1)."""
+    if not isinstance(size, fx.Node):
+        return False
+    if size.target is not operator.getitem:
+        return size.target == "size" and size.args == (of, -1)
+    shape, index = size.args
+    if index != -1 or not isinstance(shape, fx.Node):
+        return False
+    return shape.args == (of, "shape") or (shape.target == "size" and shape.args == (of,))
 
 
 class _Tracer(fx.Tracer):
