@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from lookalikes import BatchNormAct2d, FrozenBatchNorm2d
 from torch import nn
 
 import batchnorm as bn
@@ -255,3 +256,51 @@ def test_braces_in_a_name():
     (found,) = bn.diagnose(model)
     assert found.layer == "{0}"
     assert found.evidence.startswith("{odd} (Linear) adds a bias to 4 channels")
+
+
+class WithActivation(nn.BatchNorm2d):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+class Twice(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def parametrized(channels):
+    layer = nn.BatchNorm2d(channels)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Twice())
+    return layer
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: nn.Sequential(torch.compile(model))])
+@pytest.mark.parametrize(
+    "make",
+    [WithActivation, BatchNormAct2d, FrozenBatchNorm2d, parametrized, lambda n: bn.convert(BatchNormAct2d(n))],
+    ids=["child", "norm-act", "look-alike", "parametrized", "converted"],
+)
+def test_no_class_is_passed_over(make, wrap):
+    """As the state_dict is judged, which knows no classes."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), make(4), nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4))
+    for layer in (model[1], model[3]):
+        layer.running_var[0] = torch.nan
+
+    def broken(findings):
+        return sorted(found.layer for found in findings if found.rule == "nonfinite")
+
+    assert broken(bn.diagnose(model.state_dict())) == ["1", "3"]
+    assert [name.removeprefix("0.") for name in broken(bn.diagnose(wrap(model)))] == ["1", "3"]
+
+
+def test_a_frozen_lookalike_is_neither_fresh_nor_untracked():
+    """It never tracks, in either mode, so values as at the beginning say nothing of it."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), FrozenBatchNorm2d(4), nn.ReLU())
+    batches = [torch.randn(16, 3, 8, 8) for _ in range(2)]
+    for mode in (True, False):
+        assert bn.diagnose(model.train(mode)) == []
+        assert bn.diagnose(model.train(mode), batches) == []
