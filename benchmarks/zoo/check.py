@@ -15,7 +15,7 @@ from batchnorm.model.find import find
 
 from .models import build
 from .pairs import activated_by_ours, is_norm, watch
-from .steps import WIDE, call, errors, step, take_out_chance, too_far, train_a_little, widened
+from .steps import WIDE, Torchs, call, errors, step, take_out_chance, too_far, train_a_little, widened
 
 
 def check(library: str, name: str) -> dict[str, Any]:
@@ -28,9 +28,10 @@ def check(library: str, name: str) -> dict[str, Any]:
     row["serious"] = _or_wrong(row, "diagnose", lambda: _serious(model))
     row["summary"] = _or_wrong(row, "summary", lambda: _summed_up(model))
     train_a_little(model)
+    torchs = Torchs(model, x)
     for fuse in (False, True):
         how = "convert(fuse=True)" if fuse else "convert"
-        _or_wrong(row, how, lambda how=how, fuse=fuse: _converted(row, how, fuse, model, x, norms))
+        _or_wrong(row, how, lambda how=how, fuse=fuse: _converted(row, how, fuse, torchs, norms))
     _or_wrong(row, "fuse", lambda: row.update(fusion(model, x)))
     _or_wrong(row, "fold", lambda: row.update(_folded(row, model, x)))
     return row
@@ -56,8 +57,8 @@ def _summed_up(model: nn.Module) -> int | None:
     return None if summary is None else len(summary(copy.deepcopy(model)).rows)
 
 
-def _converted(row: dict[str, Any], how: str, fuse: bool, model: nn.Module, x: Any, norms: set[str]) -> None:
-    wide, wide_x = copy.deepcopy(model).double(), widened(x)
+def _converted(row: dict[str, Any], how: str, fuse: bool, torchs: Torchs, norms: set[str]) -> None:
+    model, wide = torchs.model, torchs.wide
     said, converted = _quietly(lambda: bn.convert(copy.deepcopy(wide), fuse=fuse))
     if not fuse:
         ours = {name for name, module in converted.named_modules() if _is_ours(module)}
@@ -67,17 +68,17 @@ def _converted(row: dict[str, Any], how: str, fuse: bool, model: nn.Module, x: A
         row["silent"] = sorted(norms - ours - kept)
         if (told := sum(int(line.split()[0]) for line in reasons)) != row["named"]:
             row["wrong"].append(f"the warning names {told} of {row['named']} that stay as they are")
-    _compare(row, f"{how} in float64", step(copy.deepcopy(converted), wide_x), step(copy.deepcopy(wide), wide_x))
+    _compare(row, f"{how} in float64", step(copy.deepcopy(converted), widened(torchs.x(0))), torchs.exact(0))
     if converted.state_dict().keys() != wide.state_dict().keys():
         row["wrong"].append(f"{how} changes the keys of the state_dict")
     narrow = _quietly(lambda: bn.convert(copy.deepcopy(model), fuse=fuse))[1]
-    if far := too_far(narrow, model, wide, x):
+    if far := too_far(narrow, torchs):
         row["wrong"].append(f"{how} in float32 is farther off than torch: {far}")
     _quietly(lambda: bn.revert(narrow))
     # a copy of a torch.fx graph has a class of its own, of the same name
     if [type(m).__qualname__ for m in narrow.modules()] != [type(m).__qualname__ for m in model.modules()]:
         row["wrong"].append(f"revert after {how} leaves other classes")
-    _compare(row, f"revert after {how}", step(narrow, x), step(copy.deepcopy(model), x))
+    _compare(row, f"revert after {how}", step(narrow, torchs.x(0)), torchs.narrow(0))
 
 
 def _compare(row: dict[str, Any], what: str, found: dict[str, Any], exact: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,14 +82,32 @@ def _error(found: Tensor, exact: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def too_far(ours: nn.Module, theirs: nn.Module, wide: nn.Module, x: Any) -> str:
-    """What of a step is farther from that of `wide`, in float64, than it may be, on every input."""
+class Torchs:
+    """What torch's layers compute in a step, in both dtypes, on as many inputs as are asked for; each once."""
+
+    def __init__(self, model: nn.Module, x: Any) -> None:
+        self.model, self.wide = model, copy.deepcopy(model).double()
+        self._x = x
+        self.exact, self.narrow = cache(self._exact), cache(self._narrow)
+
+    def x(self, k: int) -> Any:
+        """The given input, and others of its shapes."""
+        return another(self._x, k) if k else self._x
+
+    def _exact(self, k: int) -> Step:
+        return step(copy.deepcopy(self.wide), widened(self.x(k)))
+
+    def _narrow(self, k: int) -> Step:
+        return step(copy.deepcopy(self.model), self.x(k))
+
+
+def too_far(ours: nn.Module, torchs: Torchs) -> str:
+    """What of a step in float32 is farther from the exact one than it may be, on every input; empty if nothing is."""
     far: dict[str, str] = {}
     for k in range(INPUTS):
-        x = another(x, k) if k else x
-        exact = step(copy.deepcopy(wide), widened(x))
-        own, torchs = (errors(step(copy.deepcopy(model), x), exact) for model in (ours, theirs))
-        now = {n: f"{n} {own[n]:.1g}, torch's {torchs[n]:.1g}" for n in own if own[n] > TIMES * torchs[n] + LEAST}
+        exact = torchs.exact(k)
+        own, theirs = errors(step(copy.deepcopy(ours), torchs.x(k)), exact), errors(torchs.narrow(k), exact)
+        now = {n: f"{n} {own[n]:.1g}, torch's {theirs[n]:.1g}" for n in own if own[n] > TIMES * theirs[n] + LEAST}
         far = {n: text for n, text in now.items() if not k or n in far}
         if not far:
             break

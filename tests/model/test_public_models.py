@@ -7,7 +7,7 @@ import torch
 from public import import_timm
 from zoo.check import fusion
 from zoo.pairs import is_norm, watch
-from zoo.steps import WIDE, call, errors, step, take_out_chance, too_far, train_a_little
+from zoo.steps import WIDE, Torchs, call, errors, step, take_out_chance, too_far, train_a_little
 
 import batchnorm as bn
 
@@ -39,10 +39,15 @@ def model(request):
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def x():
     """Four images: of two values a channel, as deep layers would see of two, batch norm keeps little but the sign."""
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def torchs(model, x):
+    return Torchs(model, x)
 
 
 def same(found, exact):
@@ -50,20 +55,19 @@ def same(found, exact):
 
 
 @pytest.mark.parametrize("fuse", [False, True])
-def test_a_converted_model_trains_as_the_original_does(model, x, fuse):
-    wide = copy.deepcopy(model).double()
+def test_a_converted_model_trains_as_the_original_does(model, x, torchs, fuse):
     converted = bn.convert(copy.deepcopy(model), fuse=fuse)
     assert all(is_ours(module) for module in converted.modules() if is_norm(module))
     assert converted.state_dict().keys() == model.state_dict().keys()
-    same(step(bn.convert(copy.deepcopy(wide), fuse=fuse), x.double()), step(copy.deepcopy(wide), x.double()))
-    assert too_far(converted, model, wide, x) == ""
+    same(step(bn.convert(copy.deepcopy(torchs.wide), fuse=fuse), x.double()), torchs.exact(0))
+    assert too_far(converted, torchs) == ""
 
 
 @pytest.mark.parametrize("fuse", [False, True])
-def test_a_reverted_model_is_the_original(model, x, fuse):
+def test_a_reverted_model_is_the_original(model, x, torchs, fuse):
     reverted = bn.revert(bn.convert(copy.deepcopy(model), fuse=fuse))
     assert [type(module) for module in reverted.modules()] == [type(module) for module in model.modules()]
-    for name, error in errors(step(reverted, x), step(copy.deepcopy(model), x)).items():
+    for name, error in errors(step(reverted, x), torchs.narrow(0)).items():
         assert error == 0, name
 
 
