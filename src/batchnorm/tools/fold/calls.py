@@ -128,7 +128,7 @@ def _keeps_the_last(node: fx.Node, x: Any, channels: int) -> bool:
         return {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs} == {"start_dim": 0, "end_dim": 1}
     if node.target not in ("reshape", "view", torch.reshape) or node.kwargs:
         return False
-    sizes = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
+    sizes: Any = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
     return len(sizes) == 2 and sizes[0] == -1 and (sizes[1] == channels or _is_last_size(sizes[1], x))
 
 
