@@ -149,8 +149,9 @@ def parse(activation: str | nn.Module | type[nn.Module] | Activation | None) -> 
     if isinstance(activation, str) and activation in _NAMED:
         return _NAMED[activation]
     module = activation() if isinstance(activation, type) and activation in MODULES else activation
-    if type(module) in MODULES:
-        return MODULES[type(module)](module)
+    found = of_module(module)
+    if found is not None:
+        return found
     kinds = ", ".join(kind.__name__ for kind in MODULES)
     raise ValueError(
         f"activation must be None, one of {', '.join(NAMES)}, or a torch.nn module of {kinds}; got {activation!r}. "
@@ -175,12 +176,27 @@ MODULES: dict[type, Callable[..., Activation]] = {
 def of_module(module: object) -> Activation | None:
     """The Activation that a module computes; None of one that computes something else.
 
+    Of other libraries those are known that only call torch's function, by the name of their class.
+
     Example:
         >>> of_module(nn.ReLU(inplace=True)), of_module(nn.Softmax())
         (Activation(name='relu', slope=0.0), None)
     """
-    make = MODULES.get(type(module))
+    kind = type(module)
+    make = MODULES.get(kind) or _LOOKALIKES.get(f"{kind.__module__}.{kind.__qualname__}")
     return None if make is None else make(module)
+
+
+# Source: torch/nn/modules/activation.py, transformers/activations.py, timm/layers/activations.py.
+_LOOKALIKES: dict[str, Callable[..., Activation | None]] = {
+    "torch.nn.modules.activation.Hardtanh": lambda m: _NAMED["relu6"] if (m.min_val, m.max_val) == (0.0, 6.0) else None,
+    "transformers.activations.SiLUActivation": lambda m: _NAMED["silu"],
+    "transformers.activations.GELUActivation": lambda m: _NAMED["gelu"] if m.act is F.gelu else None,
+    "timm.layers.activations.GELU": lambda m: _NAMED["gelu"],
+    "timm.layers.activations.GELUTanh": lambda m: Activation("gelu_tanh"),
+    "timm.layers.activations.Sigmoid": lambda m: _NAMED["sigmoid"],
+    "timm.layers.activations.Tanh": lambda m: _NAMED["tanh"],
+}
 
 
 def as_module(activation: Activation) -> nn.Module:

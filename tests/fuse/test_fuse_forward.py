@@ -12,24 +12,8 @@ from fusible import BLOCKS, BasicBlock, Bottleneck, Cifar, ConvBNReLU, DenseLaye
 from torch import fx, nn
 
 import batchnorm as bn
-from batchnorm.nn.batchnorm import _BatchNorm
 
 SHAPE = (4, 4, 6, 6)
-
-
-@pytest.fixture
-def fused_calls(monkeypatch):
-    """The residual's presence at every call of a batch norm that brings an activation."""
-    calls = []
-    forward = _BatchNorm.forward
-
-    def counted(self, input, residual=None, mask=None, *, activation=None):
-        if activation is not None:
-            calls.append(residual is not None)
-        return forward(self, input, residual, mask, activation=activation)
-
-    monkeypatch.setattr(_BatchNorm, "forward", counted)
-    return calls
 
 
 def step(model, x, training):

@@ -31,19 +31,51 @@ class Pending(NamedTuple):
     residual: Tensor | None = None
 
 
-def start(layer: Any, x: Any, parent: nn.Module | None = None, between: tuple[str, ...] = ()) -> Any:
-    """layer(x), which may wait where running the parent's modules of these names first makes no difference."""
+def start(module: Any, x: Any, parent: nn.Module | None = None, between: tuple[str, ...] = ()) -> Any:
+    """module(x), whose last batch norm may wait where running the parent's modules of these names first is the same."""
+    layer = last_of(module) if type(x) is Tensor else None
     if (
-        fusible(layer)
-        and type(x) is Tensor
-        and layer.activation.name == "none"
-        and not observed(layer)
+        layer is not None
         and all(_harmless(child(parent, name), layer) for name in between)
         # Ranks have to meet in one order, whichever of them waits.
         and not (between and layer.sync)
     ):
-        return Pending(layer, x)
-    return layer(x)
+        if layer is module:
+            return Pending(layer, x)
+        return run_in_order(module, x) if runs_in_order(module) else module._batchnorm_pending(x)
+    return module(x)
+
+
+def last_of(module: Any) -> Any:
+    """The layer of ours that runs last in the module, if it may wait for what comes after the module; else None."""
+    if fusible(module):
+        return module if module.activation.name == "none" and not observed(module) else None
+    if not isinstance(module, nn.Module) or observed(module) or module._compiled_call_impl is not None:
+        return None
+    if runs_in_order(module):
+        modules = [m for m in module._modules.values() if type(m) is not nn.Identity]
+        return last_of(modules[-1]) if modules else None
+    path = vars(type(module)).get("_batchnorm_last")
+    return None if path is None else last_of(child(module, path))
+
+
+def runs_in_order(module: nn.Module) -> bool:
+    """Whether it is a Sequential that `run_in_order` may run."""
+    kind = type(module)
+    written = vars(kind).get("_fused_from", nn.Sequential)
+    return "runs_in_order" in vars(kind) and written.forward is nn.Sequential.forward
+
+
+def run_in_order(modules: Any, x: Any) -> Any:
+    """What the modules of a Sequential make of x; the last one may wait."""
+    for module in modules:
+        if type(x) is not Pending:
+            x = start(module, x)
+        elif type(module) is nn.Identity:
+            x = through(module, x)
+        else:
+            x = finish(module, x)
+    return x
 
 
 def add(op: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
@@ -112,15 +144,21 @@ def _harmless(module: Any, layer: Any) -> bool:
     if module is None:
         return True
     kind = type(module)
-    if kind is nn.Sequential or "runs_in_order" in kind.__dict__:
+    if kind is nn.Sequential or runs_in_order(module) or _runs_quietly(kind):
         return not observed(module) and all(_harmless(m, layer) for m in module._modules.values())
     return (
-        (kind in _QUIET or fusible(module))
+        (kind in _QUIET or fusible(module) or activations.of_module(module) is not None)
         and module is not layer
         and not getattr(module, "inplace", False)
         and not observed(module)
         and not _shares_buffers(module, layer)
     )
+
+
+def _runs_quietly(kind: type) -> bool:
+    """Whether a class that `swap` made only hands values from one of its modules to the next, still as written."""
+    quietly = "_batchnorm_runs_quietly" in vars(kind)
+    return quietly and vars(kind)["_fused_from"].forward is vars(kind)["_written"]["forward"]
 
 
 def _shares_buffers(module: nn.Module, layer: nn.Module | None) -> bool:
@@ -139,8 +177,8 @@ def computed(value: Any) -> Any:
 
 def _activation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What to hand to a layer as its activation for function(value, *args, **kwargs); None if it is something else."""
-    if type(function) in activations.MODULES:
-        return None if args or kwargs or observed(function) else function
+    if isinstance(function, nn.Module):
+        return None if args or kwargs or observed(function) else activations.of_module(function)
     if type(function) in (FunctionType, BuiltinFunctionType) and function in FUNCTIONS:
         return FUNCTIONS[function](*args, **kwargs)
     return None
@@ -163,6 +201,9 @@ FUNCTIONS: dict[Any, Callable[..., Activation | None]] = {
     F.leaky_relu: lambda negative_slope=0.01, inplace=False: Activation("leaky_relu", float(negative_slope)),
     F.elu: lambda alpha=1.0, inplace=False: Activation("elu", float(alpha)),
     F.gelu: _gelu,
+    F.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: (
+        Activation("relu6") if (min_val, max_val) == (0.0, 6.0) else None
+    ),
 }
 METHODS = ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_")
 

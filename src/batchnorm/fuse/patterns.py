@@ -10,12 +10,15 @@ from . import calls
 
 # What the attributes of a module are, by their path after `self.`: found when a model is converted.
 LAYER, ACTIVATION, IDENTITY, HARMLESS, ABSENT = "layer", "activation", "identity", "harmless", "absent"
+# A module that ends in a batch norm; the first is harmless too.
+ENDS, ENDS_LOUDLY = "ends in a layer", "ends in a layer, loudly"
 PROPERTY, OTHER = "property", "other"
 # Names under which the rewritten source finds what it calls.
 HELPERS: dict[str, Any] = {
     "_batchnorm_start": calls.start,
     "_batchnorm_add": calls.add,
     "_batchnorm_through": calls.through,
+    "_batchnorm_computed": calls.computed,
     "_batchnorm_finish": calls.finish,
     "_batchnorm_finish_method": calls.finish_method,
     "_batchnorm_plus": calls.operator.add,
@@ -23,7 +26,8 @@ HELPERS: dict[str, Any] = {
     "_batchnorm_method": calls.add_by_method,
     "_batchnorm_method_in_place": calls.add_by_method_in_place,
 }
-_QUIET = (LAYER, IDENTITY, HARMLESS, ABSENT)
+_QUIET = (LAYER, ENDS, IDENTITY, HARMLESS, ABSENT)
+_STARTS = (LAYER, ENDS, ENDS_LOUDLY)
 _FUNCTION_NAMES = {function.__name__ for function in calls.FUNCTIONS}
 _OWN_SCOPE = (ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _OWN_SCOPE += (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -34,6 +38,11 @@ _LOOKS += (ast.Attribute, ast.Name, ast.expr_context)
 def helper(name: str, *args: ast.expr) -> ast.Call:
     """A call of a helper."""
     return ast.Call(ast.Name(f"_batchnorm_{name}", ast.Load()), list(args), [])
+
+
+def become(call: ast.Call, other: ast.Call) -> None:
+    """Make the call the other one, in place."""
+    call.func, call.args, call.keywords = other.func, other.args, other.keywords
 
 
 def scope(node: ast.AST) -> Iterator[ast.AST]:
@@ -73,19 +82,42 @@ class Sum(NamedTuple):
 class Patterns:
     """Recognises expressions, knowing what the module is called and what its attributes are."""
 
-    def __init__(self, self_name: str, roles: dict[str, str]) -> None:
+    def __init__(self, self_name: str, roles: dict[str, str], definition: ast.FunctionDef) -> None:
         self.self, self.roles = self_name, roles
+        self._loops = self._variables_of_loops(definition)
 
     def role(self, node: ast.expr) -> str | None:
         """What self.a.b is; None for an expression of another form."""
+        if isinstance(node, ast.Name):
+            return self._loops.get(node.id)
         path = path_of(node, self.self)
         return None if path is None else self.roles.get(path, OTHER)
+
+    def _variables_of_loops(self, definition: ast.FunctionDef) -> dict[str, str]:
+        """What the variable is in `for bn in self.bns`, also through zip and enumerate, if it has no other values."""
+        found: dict[str, str] = {}
+
+        def match(target: ast.expr, values: ast.expr) -> None:
+            name = values.func.id if isinstance(values, ast.Call) and isinstance(values.func, ast.Name) else ""
+            if isinstance(target, ast.Tuple) and isinstance(values, ast.Call) and name in ("enumerate", "zip"):
+                each = values.args if name == "zip" else [ast.Constant(0), *values.args]
+                for one, of in zip(target.elts, each, strict=False):
+                    match(one, of)
+            path = path_of(values, self.self)
+            if isinstance(target, ast.Name) and path is not None and f"{path}[]" in self.roles:
+                found[target.id] = self.roles[f"{path}[]"]
+
+        for node in ast.walk(definition):
+            if isinstance(node, ast.For):
+                match(node.target, node.iter)
+        stored = [n.id for n in ast.walk(definition) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        return {name: role for name, role in found.items() if stored.count(name) == 1}
 
     def starts(self, node: ast.AST | None) -> bool:
         """Whether it is self.bn(x)."""
         return (
             isinstance(node, ast.Call)
-            and self.role(node.func) == LAYER
+            and self.role(node.func) in _STARTS
             and len(node.args) == 1
             and not isinstance(node.args[0], ast.Starred)
             and not node.keywords
@@ -144,12 +176,14 @@ class Patterns:
         """The modules it calls, if all it does is call harmless ones with names; else None."""
         if isinstance(node, ast.Constant):
             return []
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            return self.quiet(node.value, pending)
         if isinstance(node, ast.Name):
             return None if node.id == pending else []
         if isinstance(node, ast.IfExp) and self.looks(node.test, pending):
             parts, called = [node.body, node.orelse], []
         elif isinstance(node, ast.Call) and not node.keywords and self.role(node.func) in _QUIET:
-            parts, called = node.args, [path_of(node.func, self.self) or ""]
+            parts, called = node.args, [path_of(node.func, self.self) or "[]"]
         else:
             return None
         for part in parts:

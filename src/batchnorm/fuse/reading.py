@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from .. import activations
 from . import calls, source
-from .patterns import ABSENT, ACTIVATION, HARMLESS, IDENTITY, LAYER, OTHER, PROPERTY, path_of
+from .patterns import ABSENT, ACTIVATION, ENDS, ENDS_LOUDLY, HARMLESS, IDENTITY, LAYER, OTHER, PROPERTY, path_of
 
 # What the attributes that a class's methods use are in one of its modules, by their path after `self.`.
 Roles = tuple[tuple[str, str], ...]
@@ -63,7 +63,9 @@ def roles_in(module: nn.Module, original: type[nn.Module]) -> Roles:
     for method in methods_of(original).values():
         if isinstance(method, Method):
             nodes = (n for n in ast.walk(method.definition) if isinstance(n, ast.Attribute | ast.Subscript))
-            paths |= {path: _role(module, path) for n in nodes if (path := path_of(n, method.self_name))}
+            used = {path for n in nodes if (path := path_of(n, method.self_name))}
+            used |= {f"{path}[]" for path in used if isinstance(calls.child(module, path), nn.ModuleList)}
+            paths |= {path: _role(module, path) for path in used}
     return tuple(sorted(paths.items()))
 
 
@@ -98,8 +100,7 @@ def _role(module: nn.Module, path: str) -> str:
         items = list(found.children()) if isinstance(found, nn.ModuleList | nn.ModuleDict) else []
         if any(calls.fusible(m) for m in items):
             return LAYER
-        kinds = {type(m) for m in items}
-        return ACTIVATION if kinds and kinds <= activations.MODULES.keys() else OTHER
+        return ACTIVATION if items and all(activations.of_module(m) is not None for m in items) else OTHER
     kind, name = type(module), path.split(".")[0]
     if hasattr(getattr(kind, name, None), "__get__") or kind.__getattribute__ is not object.__getattribute__:
         return PROPERTY  # or a method: what it is has to be run
@@ -111,6 +112,8 @@ def _role(module: nn.Module, path: str) -> str:
         return LAYER
     if type(found) is nn.Identity:
         return IDENTITY
-    if type(found) in activations.MODULES or (isinstance(found, FunctionType) and found in calls.FUNCTIONS):
+    if activations.of_module(found) is not None or (isinstance(found, FunctionType) and found in calls.FUNCTIONS):
         return ACTIVATION
+    if calls.last_of(found) is not None:
+        return ENDS if calls.harmless(found) else ENDS_LOUDLY
     return HARMLESS if calls.harmless(found) else OTHER

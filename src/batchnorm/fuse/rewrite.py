@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from .patterns import ABSENT, IDENTITY, Patterns, helper, mentions, path_of, scope
+from .patterns import ABSENT, IDENTITY, LAYER, Patterns, become, helper, mentions, path_of, scope
 
 _BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While)
 
@@ -30,6 +30,7 @@ class _Chain:
     between: list[str] = field(default_factory=list)
     added: bool = False
     fuses: bool = True
+    named: bool = True  # whether it is said why it is not fused
     edits: list[Callable[[], Any]] = field(default_factory=list)
 
 
@@ -38,7 +39,7 @@ class Rewriter:
 
     def __init__(self, definition: ast.FunctionDef, self_name: str, roles: dict[str, str], local: set[str]) -> None:
         self.definition, self.local = definition, local
-        self.is_ = Patterns(self_name, roles)
+        self.is_ = Patterns(self_name, roles, definition)
         self.fused: list[str] = []
         self.left: list[str] = []
         statements = [n for n in ast.walk(definition) if isinstance(n, ast.stmt)]
@@ -57,15 +58,16 @@ class Rewriter:
     def _fuse(self, start: ast.Call, added: bool, finish: ast.Call, between: list[str]) -> None:
         """Rewrite the first call and the last."""
         activation = path_of(finish.func, self.is_.self) or ast.unparse(finish.func).split(".")[-1]
-        self.fused.append(" + ".join([path_of(start.func, self.is_.self) or "", *["add"] * added, activation]))
+        layer = path_of(start.func, self.is_.self) or ast.unparse(start.func)
+        self.fused.append(" + ".join([layer, *["add"] * added, activation]))
         names = ast.Tuple([ast.Constant(path) for path in dict.fromkeys(between)], ast.Load())
         extra = [ast.Name(self.is_.self, ast.Load()), names] if between else []
-        _become(start, helper("start", start.func, start.args[0], *extra))
+        become(start, helper("start", start.func, start.args[0], *extra))
         value = self.is_.activated(finish)
         if value is not None and finish.args and finish.args[0] is value:
-            _become(finish, ast.Call(helper("finish").func, [finish.func, *finish.args], finish.keywords))
+            become(finish, ast.Call(helper("finish").func, [finish.func, *finish.args], finish.keywords))
         elif value is not None and isinstance(finish.func, ast.Attribute):
-            _become(finish, helper("finish_method", ast.Constant(finish.func.attr), value))
+            become(finish, helper("finish_method", ast.Constant(finish.func.attr), value))
 
     # Inside one expression.
 
@@ -96,7 +98,10 @@ class Rewriter:
             chain = self._begin(statement)
             if chain is not None:
                 chain.fuses = fuses
+                chain.named = self.is_.role(chain.start.func) == LAYER
                 self._follow(chain, block, i, after)
+                if isinstance(statement, ast.If):
+                    continue
             rest = [*block[i + 1 :], *after]
             if isinstance(statement, ast.AugAssign) and self.is_.starts(statement.value):
                 self._adds_into(statement, rest)
@@ -108,7 +113,13 @@ class Rewriter:
                 self._block(part.body, False, rest)
 
     def _begin(self, first: ast.stmt) -> _Chain | None:
-        """`v = self.bn(x)`, or `v = self.bn(x) + y`."""
+        """`v = self.bn(x)`, alone or as all that an `if` does, or `v = self.bn(x) + y`."""
+        if isinstance(first, ast.If) and len(first.body) == 1 and not first.orelse and self.is_.looks(first.test, None):
+            only = first.body[0]
+            v = _target(only) if isinstance(only, ast.Assign) else None
+            if v is not None and isinstance(only, ast.Assign) and isinstance(only.value, ast.Call):
+                return _Chain(only, only.value, v) if self.is_.starts(only.value) else None
+            return None
         v = _target(first)
         if v is None or not isinstance(first, ast.Assign):
             return None
@@ -128,7 +139,7 @@ class Rewriter:
             if not mentions(statement, v):
                 called = self._quiet_statement(statement)
                 if called is None:
-                    self._stands_between(statement, rest, v)
+                    self._stands_between(chain, statement, rest, v)
                     return
                 chain.between += called
                 continue
@@ -136,19 +147,21 @@ class Rewriter:
             in_place = isinstance(statement, ast.Expr) and _adds_in_place(statement.value)
             ends = isinstance(statement, ast.Return | ast.If) or in_place or w == v
             if not ends and not self._dead(v, block[i + 1 : j + 1]):
-                self._stands_between(statement, rest, v, "its output is used again")
+                self._stands_between(chain, statement, rest, v, "its output is used again")
                 return
             finish = self._finish(statement, v)
+            if finish is None and isinstance(statement, ast.If):
+                finish = self._finish_if(chain, statement, block)
             if finish is not None:
                 self._end(chain, finish)
                 return
             if not self._link(chain, block, j):
-                self._stands_between(statement, rest, v)
+                self._stands_between(chain, statement, rest, v)
                 return
             chain.v = w or v
             if chain.v not in self.local:
                 break
-        if self._activated_in(after, chain.v):
+        if chain.named and self._activated_in(after, chain.v):
             self._leave(chain.first, "the block ends before the activation")
 
     def _end(self, chain: _Chain, finish: ast.Call) -> None:
@@ -175,6 +188,19 @@ class Rewriter:
             return None
         return self.is_.finish_in(statement.value, v)
 
+    def _finish_if(self, chain: _Chain, statement: ast.If, block: list[ast.stmt]) -> ast.Call | None:
+        """act(v) in `if ...: v = act(v)`, after which v is computed in any case."""
+        v = chain.v
+        if len(statement.body) != 1 or statement.orelse or not self.is_.looks(statement.test, v):
+            return None
+        only = statement.body[0]
+        finish = self._finish(only, v) if _target(only) == v else None
+        if finish is not None:
+            done = ast.Assign([ast.Name(v, ast.Store())], helper("computed", ast.Name(v, ast.Load())))
+            ast.copy_location(done, statement)
+            chain.edits.append(lambda: block.insert(block.index(statement) + 1, done))
+        return finish
+
     def _link(self, chain: _Chain, block: list[ast.stmt], j: int) -> bool:
         """Whether the statement adds to the pending v or hands it on; then the chain knows how to rewrite it."""
         statement, v = block[j], chain.v
@@ -188,8 +214,10 @@ class Rewriter:
         if self._passes(within, v):
             chain.edits.append(lambda: _pass_through(within))
             return True
-        if chain.added or within is not statement:
+        if chain.added:
             return False
+        if isinstance(statement, ast.If):
+            block, j, statement = statement.body, 0, within
         if isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Add) and _is(statement.target, v):
             called = self.is_.quiet(statement.value, v)
             call = helper("add", helper("plus_in_place").func, ast.Name(v, ast.Load()), statement.value)
@@ -233,8 +261,21 @@ class Rewriter:
         """Whether the chain has all that the whole function reads of v."""
         return _loads(self.definition, v) == sum(_loads(s, v) for s in chain)
 
-    def _stands_between(self, statement: ast.stmt, rest: list[ast.stmt], v: str, why: str = "") -> None:
-        if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name) and _is(statement.value, v):
+    def _stands_between(self, chain: _Chain, statement: ast.stmt, rest: list[ast.stmt], v: str, why: str = "") -> None:
+        if not chain.named:
+            # Of a module that ends in a batch norm nobody expects it, unless nothing else waits for the same addition.
+            parts = self.is_.parts(getattr(statement, "value", None) or statement)
+            others = [part for part in parts if not _is(part, v)]
+            if len(others) == 1 < len(parts) and isinstance(others[0], ast.Call) and not self.is_.starts(others[0]):
+                w = _target(statement)
+                if w and self.is_.quiet(others[0], v) is None and self._activated_in(rest[1:], w):
+                    self._leave(statement, "what is added runs after the batch norm and may change what it reads")
+            return
+        if any(isinstance(n, ast.Attribute) and n.attr == "add_relu" for n in ast.walk(statement)):
+            self._leave(statement, "add_relu may observe the sum, as for quantization")
+        elif (
+            isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name) and _is(statement.value, v)
+        ):
             self._adds_into(statement, rest[1:])
         elif self._activated_in(rest, v):
             self._leave(statement, why or "this is between a batch norm and its activation, and may need its output")
@@ -282,14 +323,10 @@ def _adds_in_place(value: ast.expr) -> bool:
     return isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "add_"
 
 
-def _become(node: ast.Call, other: ast.Call) -> None:
-    node.func, node.args, node.keywords = other.func, other.args, other.keywords
-
-
 def _pass_through(statement: ast.stmt) -> None:
     assert isinstance(statement, ast.Assign)
     assert isinstance(statement.value, ast.Call)
-    _become(statement.value, helper("through", statement.value.func, *statement.value.args))
+    become(statement.value, helper("through", statement.value.func, *statement.value.args))
 
 
 def _replace(finish: ast.Call, value: ast.expr, other: ast.expr) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .calls import Pending, computed, finish, start
+from .calls import computed, run_in_order
 
 
 class FusedSequential(nn.Sequential):
@@ -25,6 +25,4 @@ class FusedSequential(nn.Sequential):
 
     def forward(self, input: Any) -> Any:
         """Run the modules in their order."""
-        for module in self:
-            input = finish(module, input) if type(input) is Pending else start(module, input)
-        return computed(input)
+        return computed(run_in_order(self, input))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from types import FunctionType, new_class
+from types import FunctionType, MappingProxyType, new_class
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from .. import activations
 from . import calls, source
+from .ending import runs_quietly, wait_at_the_end
 from .patterns import HELPERS, LAYER
 from .reading import Method, Roles, is_read, methods_of, refusal, roles_in
 from .rewrite import Rewriter
@@ -32,7 +33,8 @@ _Methods = dict[str, tuple[Callable[..., Any], Callable[..., Any]]]
 
 def fuse(model: nn.Module) -> None:
     """Give every module of the model whose forward can be fused a class that does it, in place."""
-    for module in model.modules():
+    # Children first: whether one ends in a batch norm decides what its parent can do.
+    for module in reversed(list(model.modules())):
         original = _original(module)
         if original is nn.Sequential:
             module.__class__ = FusedSequential
@@ -73,7 +75,7 @@ def explain_fusion(model: nn.Module) -> dict[str, Fusion]:
         if _in_order(original):
             fusion = _fusion_in_order(module, original)
         elif is_read(original):
-            fusion = _plan(original, roles_in(module, original))[1]
+            fusion = _plan(original, roles_in(module, original)).fusion
         if any(fusion):
             fusions[name] = fusion
     return fusions
@@ -96,36 +98,60 @@ def _fusion_in_order(module: nn.Module, original: type[nn.Module]) -> Fusion:
         if isinstance(a, calls.LAYERS)
         and calls.fusible(a)
         and a.activation == activations.NONE
-        and type(b) in activations.MODULES
+        and activations.of_module(b) is not None
     )
     why = refusal(original, {}) if fused else ""
     return Fusion((), (why,)) if why else Fusion(fused)
 
 
-def _plan(original: type[nn.Module], roles: Roles) -> tuple[_Methods, Fusion]:
-    """The methods of the class that change, and what that fuses."""
+class _Plan(NamedTuple):
+    """What of a class changes, and what that fuses."""
+
+    methods: _Methods
+    fusion: Fusion = Fusion()
+    attributes: Mapping[str, Any] = MappingProxyType({})  # what parents look for
+
+
+def _plan(original: type[nn.Module], roles: Roles) -> _Plan:
     methods = methods_of(original)
     why = refusal(original, methods)
     if _in_order(original):
-        return ({} if why else {"forward": (nn.Sequential.forward, FusedSequential.forward)}), Fusion()
+        in_order = {"forward": (nn.Sequential.forward, FusedSequential.forward)}
+        return _Plan({}) if why else _Plan(in_order, attributes={"runs_in_order": True})
     rewritten: _Methods = {}
+    attributes: dict[str, Any] = {}
     fused: list[str] = []
     left: list[str] = []
     for name, method in methods.items():
         if not isinstance(method, Method):
             left += [f"{name} {method}"] * (("", LAYER) in roles)
             continue
-        rewriter = Rewriter(copy.deepcopy(method.definition), method.self_name, dict(roles), _local(method.function))
+        local = _local(method.function)
+        rewriter = Rewriter(copy.deepcopy(method.definition), method.self_name, dict(roles), local)
         fused += rewriter.fused
         left += rewriter.left
         if rewriter.fused:
-            rewritten[name] = (
-                method.function,
-                source.build(rewriter.definition, method.function, method.owner, HELPERS),
-            )
-    if why and fused:
-        return {}, Fusion((), (why,))
-    return rewritten, Fusion(tuple(fused), tuple(left))
+            new = source.build(copy.deepcopy(rewriter.definition), method.function, method.owner, HELPERS)
+            rewritten[name] = (method.function, new)
+        if name == "forward":
+            attributes = _ending(original, method, rewriter, local)
+    if why:
+        return _Plan({}, Fusion((), (why,)) if fused else Fusion())
+    return _Plan(rewritten, Fusion(tuple(fused), tuple(left)), attributes)
+
+
+def _ending(original: type[nn.Module], method: Method, rewriter: Rewriter, local: set[str]) -> dict[str, Any]:
+    """What a class has whose forward ends in a batch norm, or only hands values on."""
+    attributes: dict[str, Any] = {}
+    if runs_quietly(copy.deepcopy(method.definition), rewriter.is_):
+        attributes["_batchnorm_runs_quietly"] = True
+    definition = copy.deepcopy(rewriter.definition)
+    path = wait_at_the_end(definition, rewriter.is_, local)
+    if path is not None:
+        waiting = source.build(definition, method.function, method.owner, HELPERS)
+        attributes["_batchnorm_last"] = path
+        attributes["_batchnorm_pending"] = _method(original, "forward", method.function, waiting)
+    return attributes
 
 
 def _local(function: FunctionType) -> set[str]:
@@ -136,12 +162,11 @@ def _local(function: FunctionType) -> set[str]:
 def _fused_class(original: type[nn.Module], roles: Roles) -> type[nn.Module]:
     """A subclass with the methods rewritten, one for all modules alike; the class itself if nothing is fused."""
     for kind in original.__subclasses__():
-        if vars(kind).get("_roles") == roles and all(
-            getattr(original, n) is m for n, m in vars(kind)["_written"].items()
-        ):
+        written = vars(kind).get("_written", {})
+        if vars(kind).get("_roles") == roles and all(getattr(original, n) is m for n, m in written.items()):
             return kind
-    methods = _plan(original, roles)[0]
-    if not methods:
+    methods, _, attributes = _plan(original, roles)
+    if not (methods or attributes):
         return original
     members: dict[str, Any] = {
         **{name: vars(original)[name] for name in ("__module__", "__doc__") if name in vars(original)},
@@ -149,8 +174,9 @@ def _fused_class(original: type[nn.Module], roles: Roles) -> type[nn.Module]:
         "__reduce_ex__": _reducer(original, roles),
         "_fused_from": original,
         "_roles": roles,
-        "_written": {name: written for name, (written, _) in methods.items()},
+        "_written": {"forward": original.forward, **{name: written for name, (written, _) in methods.items()}},
         **{name: _method(original, name, *pair) for name, pair in methods.items()},
+        **attributes,
     }
     return new_class(original.__name__, (original,), exec_body=lambda namespace: namespace.update(members))
 

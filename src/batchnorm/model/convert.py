@@ -100,7 +100,8 @@ def convert(
     _check_options(chosen, given)
     for each in chosen:
         _become_ours(each)
-        set_options(each.layer, given)
+        if given:
+            set_options(each.layer, given)
     if not found:
         warnings.warn(f"nothing to convert: the model has no batch norm; it has {classes_of(model)}", stacklevel=2)
     if kept:
