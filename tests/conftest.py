@@ -24,3 +24,20 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fused_calls(monkeypatch):
+    """The residual's presence at every call of a batch norm that brings an activation."""
+    from batchnorm.nn.layer import _BatchNorm
+
+    calls = []
+    forward = _BatchNorm.forward
+
+    def counted(self, input, residual=None, mask=None, *, activation=None):
+        if activation is not None:
+            calls.append(residual is not None)
+        return forward(self, input, residual, mask, activation=activation)
+
+    monkeypatch.setattr(_BatchNorm, "forward", counted)
+    return calls

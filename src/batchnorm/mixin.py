@@ -116,6 +116,11 @@ def handed_over(layer: nn.Module) -> Any:
 
 
 def observed(module: nn.Module) -> bool:
-    """Whether anybody would notice that the module's own output does not come about."""
+    """Whether anybody would notice that the module's own output does not come about.
+
+    A hook that has an attribute `reads_statistics_alone` looks at what the layer measures, and at no output.
+    """
     own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(own) or "forward" in module.__dict__ or bool(torch_module._has_any_global_hook())
+    if any(not hasattr(hook, "reads_statistics_alone") for hooks in own if hooks for hook in hooks.values()):
+        return True
+    return "forward" in module.__dict__ or bool(torch_module._has_any_global_hook())
