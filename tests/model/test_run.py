@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from batchnorm.model.run import call, copied, undisturbed, undisturbed_random_state
+from batchnorm.model.run import call, copied, undisturbed, undisturbed_random_state, unwrapped
 
 
 class Named(nn.Module):
@@ -29,6 +29,14 @@ def test_tensors_go_to_the_models_device():
     seen = call(nn.Linear(3, 3, device="meta"), {"input": torch.ones(2, 3)})
     assert seen.device.type == "meta"
     assert call(nn.Identity(), torch.ones(2)).device.type == "cpu"  # there is no parameter to follow
+
+
+def test_what_is_called_is_neither_compiled_nor_data_parallel():
+    model = Named()
+    for wrapped in (model, torch.compile(model), nn.DataParallel(torch.compile(model))):
+        assert unwrapped(wrapped) is model
+    inner = nn.Sequential(torch.compile(model))  # compiled within: a part of the model that calls it
+    assert unwrapped(inner) is inner
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -205,3 +205,10 @@ def test_what_cannot_be_asked_for():
         with pytest.raises(ValueError, match=said):
             bn.adapt(model, **{"batches": [x], **options})
         assert_same_state(model, kept)
+
+
+def test_a_model_without_batch_norm_is_left_alone_and_named():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    with pytest.warns(UserWarning, match="no batch norm to recalibrate; it has Linear, ReLU") as caught:
+        assert bn.adapt(model, [torch.randn(4, 3)]).layers == []
+    assert [each.filename for each in caught] == [__file__]

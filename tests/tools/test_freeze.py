@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from lookalikes import FrozenBatchNorm2d
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -332,3 +333,19 @@ def test_convert_and_revert_before_and_after(first):
     bn.revert(model)
     assert all(plain_class(m) is nn.BatchNorm1d and not m.training for m in layers)
     assert all(type(m) is nn.BatchNorm1d for m in (bn.unfreeze(model).again, model.head[0]))
+
+
+def test_a_model_without_batch_norm_is_left_alone_and_named():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    with pytest.warns(UserWarning, match="no batch norm to freeze; it has Linear, ReLU") as caught:
+        assert bn.freeze(model) is model
+    assert [each.filename for each in caught] == [__file__]
+
+
+def test_lookalikes_are_frozen_already():
+    model = nn.Sequential(nn.BatchNorm2d(3), FrozenBatchNorm2d(3))
+    before = copy.deepcopy(model[1].state_dict())
+    bn.freeze(model, affine=True)
+    bn.unfreeze(model)
+    assert type(model[1]) is FrozenBatchNorm2d
+    assert all(torch.equal(value, before[name]) for name, value in model[1].state_dict().items())

@@ -219,7 +219,9 @@ def test_what_cannot_be_asked_for():
             bn.recalibrate(model, batches, **options)
     with pytest.raises(ValueError, match="1 has not seen an input"):
         bn.recalibrate(nn.Sequential(nn.BatchNorm1d(3), nn.LazyBatchNorm1d()), [torch.randn(4, 3)])
-    assert bn.recalibrate(nn.Linear(3, 3), []).layers == []
+    with pytest.warns(UserWarning, match="no batch norm to recalibrate; it has Linear") as caught:
+        assert bn.recalibrate(nn.Linear(3, 3), []).layers == []
+    assert caught[0].filename == __file__
 
 
 # What stays as it was

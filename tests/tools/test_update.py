@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from compare import assert_close
+from lookalikes import FrozenBatchNorm2d
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -394,3 +395,21 @@ def test_training_by_micro_batches_on_digits():
 def test_what_is_no_module_raises(block):
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module.*got NoneType"), block(None):
         pass
+
+
+@pytest.mark.parametrize("block", [bn.no_update, bn.accumulate])
+def test_a_model_without_batch_norm_is_left_alone_and_named(block):
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    with pytest.warns(UserWarning, match="no batch norm to update; it has Linear, ReLU") as caught, block(model):
+        model(torch.randn(4, 3))
+    assert [each.filename for each in caught] == [__file__]
+
+
+@pytest.mark.parametrize("block", [bn.no_update, bn.accumulate])
+def test_lookalikes_have_nothing_to_update(block):
+    model = nn.Sequential(FrozenBatchNorm2d(3), nn.BatchNorm2d(3))
+    x = torch.randn(4, 3, 2, 2)
+    with block(model):
+        model(x)
+    assert model[1].num_batches_tracked == (0 if block is bn.no_update else 1)
+    assert torch.equal(model[0].running_mean, torch.zeros(3))

@@ -85,6 +85,18 @@ def test_frozen_lookalikes_are_named_and_not_recorded(tmp_path):
         bn.watch(nn.Sequential(FrozenBatchNorm2d(3)), tmp_path / "other")
 
 
+def test_names_are_those_without_what_is_compiled_within(tmp_path):
+    torch._dynamo.reset()
+    inner = torch.compile(nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5)), backend="eager")
+    model = torch.compile(nn.Sequential(inner, nn.BatchNorm1d(5)), backend="eager")
+    run = record(model, [torch.randn(4, 5)], tmp_path / "run", [torch.randn(4, 5)])
+    assert [layer.name for layer in run.layers] == ["0.1", "1"]
+    assert np.isfinite(run.probes("0.1", "batch_var")[1]).all()
+    with bn.watch(model, tmp_path / "one", layers=["0.*"]) as w:
+        pass
+    assert [layer.name for layer in bn.open_run(w.path).layers] == ["0.1"]
+
+
 def test_a_model_without_batch_norm_says_of_what_it_is_made(tmp_path):
     with pytest.raises(ValueError, match="must have a batch norm to watch, and has none, but Linear"):
         bn.watch(nn.Sequential(nn.Linear(2, 2)), tmp_path / "run")

@@ -93,12 +93,12 @@ def _of_batches(
     model: Any, layers: Any, batches: Iterable[Any], call: Any, loss: Any, max_batches: int | None
 ) -> tuple[set[str], list[Finding]]:
     """The names of the layers that were measured, and what was found."""
-    from ..model.find import bare
+    from ..model.run import unwrapped
     from .measure import measure
     from .modes import compare_modes
 
     batches = batches if not isinstance(batches, Iterator) else list(islice(batches, max_batches))
-    measured = measure(bare(model), layers, batches, call, loss, max_batches)
+    measured = measure(unwrapped(model), layers, batches, call, loss, max_batches)
     found = [finding for layer, of_layer in measured for finding in judge("measured", layer, of_layer)]
     if loss is not None and measured and not any(of_layer.lonely for _, of_layer in measured):
         found += judge("modes", compare_modes(model, batches, loss, call=call, max_batches=max_batches))

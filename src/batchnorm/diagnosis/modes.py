@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model.find import bare
-from ..model.run import Call, undisturbed_random_state
+from ..model.run import Call, undisturbed_random_state, unwrapped
 from ..model.run import call as run_model
 from ..tools.drift import Drift, Recalibration
 from ..tools.population import layers_of, measuring
@@ -85,7 +84,7 @@ def compare_modes(
         (True, 0.0)
     """
     require_repeatable(batches, "compare_modes")
-    model = bare(model)
+    model = unwrapped(model)
     layers = layers_of(model)[0].values()
 
     def mean_loss(by_batch: Iterable[Any]) -> tuple[float, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -73,6 +74,15 @@ def require(model: nn.Module, to: str) -> list[Found]:
     found = find(model)
     if not found:
         raise ValueError(f"the model has no batch norm to {to}; it has {classes_of(model)}")
+    return found
+
+
+def find_or_warn(model: nn.Module, to: str, *, stacklevel: int = 2) -> list[Found]:
+    """`find`, for tools that do nothing where there is nothing: they say so, by default at their caller's line."""
+    found = find(model)
+    if not found:
+        said = f"the model has no batch norm to {to}; it has {classes_of(model)}"
+        warnings.warn(said, UserWarning, stacklevel=stacklevel + 1)
     return found
 
 

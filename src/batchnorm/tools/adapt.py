@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..mixin import BatchNorm
-from ..model.run import Call
+from ..model.run import Call, unwrapped
 from ..model.run import call as run_model
 from .drift import Recalibration
-from .population import Ranks, Saved, layers_of, measuring, unwrapped
+from .population import Ranks, Saved, layers_of, measuring
 from .recalibrate import require_repeatable, update_statistics
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from ..model.find import find
+from ..model.find import find_or_warn
 from ..nn.frozen import Frozen, freeze_layer, unfreeze_layer
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -52,7 +52,7 @@ def freeze(model: Model, stats: bool = True, affine: bool = False) -> Model:
     """
     if not (stats or affine):
         raise ValueError("expected stats=True or affine=True, but got neither: there is nothing to freeze")
-    layers = {found.name: found.layer for found in find(model) if found.adapter.learns}
+    layers = {found.name: found.layer for found in find_or_warn(model, "freeze") if found.adapter.learns}
     if stats:
         without = [name or "the layer" for name, layer in layers.items() if layer.running_mean is None]
         if without:

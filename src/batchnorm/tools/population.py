@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..mixin import BatchNorm, Mixin, mix_in, take_out
 from ..model.adapters.adapter import is_lazy
@@ -42,11 +41,6 @@ class Ranks(NamedTuple):
     def several(self) -> bool:
         """Whether there is any other rank to merge with."""
         return self.sync and several(self.group) is not None
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model without DistributedDataParallel, whose forward waits for ranks that may have fewer batches."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def layers_of(model: nn.Module) -> tuple[dict[str, BatchNorm], dict[str, str]]:

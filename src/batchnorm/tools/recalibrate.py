@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..mixin import BatchNorm, option
-from ..model.find import find
-from ..model.run import Call
+from ..model.find import find, find_or_warn
+from ..model.run import Call, unwrapped
 from ..model.run import call as run_model
 from .drift import Drift, Recalibration, distance
-from .population import Pooled, Ranks, Saved, layers_of, population, unwrapped
+from .population import Pooled, Ranks, Saved, layers_of, population
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -109,6 +109,7 @@ def update_statistics(
     model = unwrapped(model)
     layers, others = layers_of(model)
     if not layers:
+        find_or_warn(model, "recalibrate", stacklevel=3)
         return _report(model, {}, others, [], 0, Saved((), parameters=False))
     saved = Saved(layers.values(), parameters=False)
     changes = [_Change(name, layer, only_nonfinite, prior) for name, layer in layers.items()]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checks import check_model
 from ..mixin import BatchNorm, Mixin, mix_in, take_out
 from ..model.adapters.adapter import is_lazy
-from ..model.find import find
+from ..model.find import find_or_warn
 from ..model.given import moments_given
 from ..moments import Moments
 from ..nn.layer import _BatchNorm as Ours
@@ -161,7 +161,9 @@ class Pooling(Mixin):
 
 def _tracking(model: nn.Module) -> list[BatchNorm]:
     check_model(model)
-    layers = [each.layer for each in find(model) if each.adapter.learns and each.layer.track_running_stats]
+    # Between here and the caller's line are the block's own frame and contextlib's.
+    found = find_or_warn(model, "update", stacklevel=4)
+    layers = [each.layer for each in found if each.adapter.learns and each.layer.track_running_stats]
     for layer in layers:
         if is_lazy(layer):
             raise ValueError(f"{type(layer).__name__} has not seen an input yet: run one batch through the model first")
