@@ -2,6 +2,7 @@
 
 # ruff: noqa: RET504, B905  (forwards as people write them)
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -247,3 +248,28 @@ def test_what_is_in_the_way_is_named():
     for build, why in ((Observed, "add_relu may observe the sum"), (Scaled, "what is added runs after the batch norm")):
         with pytest.warns(UserWarning, match=why):
             bn.convert(build(), fuse=True)
+
+
+def test_many_modules_of_one_class_are_one_line_with_file_and_line():
+    class Kept(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn, self.act = nn.BatchNorm2d(4), nn.ReLU()
+
+        def forward(self, x):
+            y = self.bn(x)
+            self.last = y
+            return self.act(y)
+
+    with pytest.warns(UserWarning, match="not fused everywhere") as said:
+        bn.convert(nn.Sequential(*(Kept() for _ in range(30))), fuse=True)
+    lines = str(said[0].message).splitlines()
+    line = inspect.getsourcelines(Kept)[1] + 7
+    assert len(lines) == 2
+    assert lines[1].startswith(f"  30 Kept (0 and 29 more): test_fuse_children.py, line {line}, `self.last = y`:")
+
+
+def test_a_graph_that_torch_fx_wrote_is_named():
+    graph = torch.fx.symbolic_trace(Activated(Short()))
+    with pytest.warns(UserWarning, match="torch.fx wrote its forward"):
+        bn.convert(graph, fuse=True)

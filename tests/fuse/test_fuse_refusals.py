@@ -257,7 +257,7 @@ def test_what_might_not_be_the_same_is_left_and_said(build):
     torch.manual_seed(0)
     plain = nn.Sequential(bn.convert(build()), bn.convert(BasicBlock(2, 2)))
     fused = copy.deepcopy(plain)
-    with pytest.warns(UserWarning, match=f"not fused everywhere:\n0: .*{REFUSED[build]}"):
+    with pytest.warns(UserWarning, match=rf"not fused everywhere:\n  1 \S+ \(0\): .*{REFUSED[build]}"):
         bn.convert(fused, fuse=True)
     assert type(fused[0]) is build
     assert type(fused[1]) is not BasicBlock  # one that cannot be does not keep the others from it
@@ -302,7 +302,7 @@ TEXT = "class Model(Two):\n    def forward(self, x):\n        return self.relu(s
 
 
 def test_without_a_source_it_says_so():
-    with pytest.warns(UserWarning, match="the model: forward has no source that could be read"):
+    with pytest.warns(UserWarning, match="the model.: forward has no source that could be read"):
         bn.convert(from_text(TEXT.format(""))(), fuse=True)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from types import FunctionType, MappingProxyType, new_class
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import fx, nn
 
 from .. import activations
 from . import calls, source
@@ -76,9 +79,32 @@ def explain_fusion(model: nn.Module) -> dict[str, Fusion]:
             fusion = _fusion_in_order(module, original)
         elif is_read(original):
             fusion = _plan(original, roles_in(module, original)).fusion
+        elif isinstance(module, fx.GraphModule) and any(calls.fusible(m) for m in module.modules()):
+            fusion = Fusion((), ("torch.fx wrote its forward: convert the model with fuse=True before it is traced",))
         if any(fusion):
             fusions[name] = fusion
     return fusions
+
+
+def left_over(model: nn.Module) -> str:
+    """What is not fused, a line for each class and place: how many modules, which, in which file and line, and why."""
+    modules = dict(model.named_modules())
+    groups: dict[tuple[type, str], list[str]] = defaultdict(list)
+    for name, fusion in explain_fusion(model).items():
+        for why in fusion.left:
+            groups[_original(modules[name]), why].append(name or "the model")
+    lines = []
+    for (kind, why), names in groups.items():
+        where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        lines.append(f"  {len(names)} {kind.__name__} ({where}): {_file_of(kind)}{why}")
+    return "\n".join(lines)
+
+
+def _file_of(kind: type) -> str:
+    try:
+        return f"{Path(inspect.getfile(kind)).name}, "
+    except (TypeError, OSError):
+        return ""
 
 
 def _original(module: nn.Module) -> type[nn.Module]:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ..checks import check_model
-from ..fuse import explain_fusion, unfuse
 from ..fuse import fuse as fuse_forwards
+from ..fuse import left_over, unfuse
 from ..mixin import plain_class, set_class
 from ..nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ..nn.layer import _BatchNorm as Ours
@@ -108,10 +108,9 @@ def convert(
         warnings.warn(_left(found, kept, "converted", given), stacklevel=2)
     if fuse:
         fuse_forwards(model)
-        explained = explain_fusion(model).items()
-        left = [f"{name or 'the model'}: {reason}" for name, fusion in explained for reason in fusion.left]
+        left = left_over(model)
         if left:
-            warnings.warn("converted, but not fused everywhere:\n" + "\n".join(left), stacklevel=2)
+            warnings.warn(f"converted, but not fused everywhere:\n{left}", stacklevel=2)
     return model
 
 
