@@ -44,8 +44,10 @@ def test_what_is_called_is_neither_compiled_nor_data_parallel():
 def test_no_trace_is_left(fails, compiled):
     torch._dynamo.reset()
     model = Named()
-    model.drop.eval()  # a mode of its own
     called = torch.compile(model, backend="eager") if compiled else model
+    with torch.no_grad():
+        called(torch.randn(4, 3))  # compiled as it will be called, before there is a hook
+    model.drop.eval()  # a mode of its own
     y = model(torch.randn(4, 3, requires_grad=True))
     before = {name: (tensor.clone(), tensor._version, tensor.data_ptr()) for name, tensor in model.named_buffers()}
     random = torch.get_rng_state()

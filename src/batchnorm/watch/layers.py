@@ -24,7 +24,7 @@ def choose(model: nn.Module, patterns: Sequence[str] | None) -> list[tuple[Layer
     batch_norms = find(model)
     found = {each.name or each.kind: each for each in batch_norms if each.adapter.learns}
     frozen = [each for each in batch_norms if not each.adapter.learns]
-    if frozen and patterns is None:
+    if found and frozen and patterns is None:
         kinds = ", ".join(sorted({each.kind for each in frozen}))
         warnings.warn(
             f"{len(frozen)} of {len(batch_norms)} batch norms are not recorded, from {frozen[0].called} on: a {kinds} "
