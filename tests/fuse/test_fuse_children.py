@@ -1,6 +1,6 @@
 """Batch norms whose activation or addition is elsewhere: in the parent, under a condition, in a loop; other classes."""
 
-# ruff: noqa: RET504, B905  (forwards as people write them)
+# ruff: noqa: RET504, B905, SIM108  (forwards as people write them)
 import copy
 import inspect
 import pickle
@@ -97,6 +97,22 @@ class Conditions(nn.Module):
         return y
 
 
+class Either(nn.Module):
+    """As RegNet of torchvision."""
+
+    def __init__(self, project):
+        super().__init__()
+        self.proj = sequential() if project else None
+        self.f_x, self.act = Named(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), nn.ReLU()
+
+    def forward(self, x):
+        if self.proj is not None:
+            x = self.proj(x) + self.f_x(x)
+        else:
+            x = x + self.f_x(x)
+        return self.act(x)
+
+
 class Loop(nn.Module):
     """As Res2Net."""
 
@@ -142,6 +158,8 @@ CASES = {  # the model, and how many of its batch norms run with an activation, 
     "no addition": (lambda: Conditions(adds=False), 1, 0),
     "no activation": (lambda: Conditions(activates=False), 0, 0),
     "no batch norm": (lambda: nn.Sequential(Conditions(normalizes=False), nn.BatchNorm2d(4)), 0, 0),
+    "either": (lambda: Either(True), 1, 1),
+    "or": (lambda: Either(False), 1, 1),
     "loop": (lambda: Loop(), 3, 0),
     "hardtanh": (lambda: sequential(nn.Hardtanh(0, 6)), 1, 0),
     "hardtanh of other bounds": (lambda: sequential(nn.Hardtanh()), 0, 0),
@@ -273,3 +291,14 @@ def test_a_graph_that_torch_fx_wrote_is_named():
     graph = torch.fx.symbolic_trace(Activated(Short()))
     with pytest.warns(UserWarning, match="torch.fx wrote its forward"):
         bn.convert(graph, fuse=True)
+
+
+def test_children_that_are_not_called_by_name_are_named():
+    class Over(nn.ModuleDict):
+        def forward(self, x):
+            for module in self.values():
+                x = module(x)
+            return x
+
+    with pytest.warns(UserWarning, match="its forward does not call bn and act by name"):
+        bn.convert(Over({"bn": nn.BatchNorm2d(4), "act": nn.ReLU()}), fuse=True)

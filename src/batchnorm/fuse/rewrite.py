@@ -32,6 +32,7 @@ class _Chain:
     fuses: bool = True
     named: bool = True  # whether it is said why it is not fused
     edits: list[Callable[[], Any]] = field(default_factory=list)
+    otherwise: _Chain | None = None  # what waits in the same variable, where an if went the other way
 
 
 class Rewriter:
@@ -60,14 +61,17 @@ class Rewriter:
         activation = path_of(finish.func, self.is_.self) or ast.unparse(finish.func).split(".")[-1]
         layer = path_of(start.func, self.is_.self) or ast.unparse(start.func)
         self.fused.append(" + ".join([layer, *["add"] * added, activation]))
-        names = ast.Tuple([ast.Constant(path) for path in dict.fromkeys(between)], ast.Load())
-        extra = [ast.Name(self.is_.self, ast.Load()), names] if between else []
-        become(start, helper("start", start.func, start.args[0], *extra))
+        self._wait(start, between)
         value = self.is_.activated(finish)
         if value is not None and finish.args and finish.args[0] is value:
             become(finish, ast.Call(helper("finish").func, [finish.func, *finish.args], finish.keywords))
         elif value is not None and isinstance(finish.func, ast.Attribute):
             become(finish, helper("finish_method", ast.Constant(finish.func.attr), value))
+
+    def _wait(self, start: ast.Call, between: list[str]) -> None:
+        names = ast.Tuple([ast.Constant(path) for path in dict.fromkeys(between)], ast.Load())
+        extra = [ast.Name(self.is_.self, ast.Load()), names] if between else []
+        become(start, helper("start", start.func, start.args[0], *extra))
 
     # Inside one expression.
 
@@ -101,7 +105,7 @@ class Rewriter:
                 chain.named = self.is_.role(chain.start.func) == LAYER
                 self._follow(chain, block, i, after)
                 if isinstance(statement, ast.If):
-                    continue
+                    continue  # it has been looked into
             rest = [*block[i + 1 :], *after]
             if isinstance(statement, ast.AugAssign) and self.is_.starts(statement.value):
                 self._adds_into(statement, rest)
@@ -114,6 +118,13 @@ class Rewriter:
 
     def _begin(self, first: ast.stmt) -> _Chain | None:
         """`v = self.bn(x)`, alone or as all that an `if` does, or `v = self.bn(x) + y`."""
+        if isinstance(first, ast.If) and len(first.body) == len(first.orelse) == 1 and self.is_.looks(first.test, None):
+            chain, other = self._begin(first.body[0]), self._begin(first.orelse[0])
+            if chain is None or other is None or chain.v != other.v:
+                return None
+            chain.otherwise, chain.added = other, chain.added or other.added
+            chain.edits += other.edits
+            return chain
         if isinstance(first, ast.If) and len(first.body) == 1 and not first.orelse and self.is_.looks(first.test, None):
             only = first.body[0]
             v = _target(only) if isinstance(only, ast.Assign) else None
@@ -179,6 +190,8 @@ class Rewriter:
             for edit in chain.edits:
                 edit()
             self._fuse(chain.start, chain.added, finish, chain.between)
+            if chain.otherwise is not None:
+                self._wait(chain.otherwise.start, [*chain.otherwise.between, *chain.between])
 
     def _finish(self, statement: ast.stmt, v: str) -> ast.Call | None:
         """act(v) in `w = ... act(v) ...` or `return ... act(v) ...`, v's only mention."""
@@ -294,7 +307,9 @@ class Rewriter:
             value = getattr(statement, "value", None)
             links = isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Add)
             links = links or self._passes(statement, v) or (value and any(_is(n, v) for n in self.is_.parts(value)))
-            if not links and any(_is(n, v) and isinstance(n.ctx, ast.Store) for n in scope(statement)):
+            # What an if sets, it may not set.
+            surely = not isinstance(statement, ast.If)
+            if surely and not links and any(_is(n, v) and isinstance(n.ctx, ast.Store) for n in scope(statement)):
                 return False
         return False
 

@@ -79,11 +79,30 @@ def explain_fusion(model: nn.Module) -> dict[str, Fusion]:
             fusion = _fusion_in_order(module, original)
         elif is_read(original):
             fusion = _plan(original, roles_in(module, original)).fusion
+            fusion = fusion._replace(left=fusion.left + _not_by_name(module))
         elif isinstance(module, fx.GraphModule) and any(calls.fusible(m) for m in module.modules()):
             fusion = Fusion((), ("torch.fx wrote its forward: convert the model with fuse=True before it is traced",))
         if any(fusion):
             fusions[name] = fusion
     return fusions
+
+
+def _not_by_name(module: nn.Module) -> tuple[str, ...]:
+    """Pairs of children that the forward of a ModuleDict or ModuleList may run one after the other."""
+    pairs = _pairs(module) if isinstance(module, nn.ModuleDict | nn.ModuleList) else []
+    return tuple(f"its forward does not call {first} and {second} by name" for first, second in pairs)
+
+
+def _pairs(module: nn.Module) -> list[tuple[str, str]]:
+    """Names of children that follow each other: a batch norm of ours without activation, and an activation."""
+    return [
+        (first, second)
+        for (first, a), (second, b) in pairwise(module._modules.items())
+        if isinstance(a, calls.LAYERS)
+        and calls.fusible(a)
+        and a.activation == activations.NONE
+        and activations.of_module(b) is not None
+    ]
 
 
 def left_over(model: nn.Module) -> str:
@@ -118,14 +137,7 @@ def _in_order(original: type[nn.Module]) -> bool:
 
 
 def _fusion_in_order(module: nn.Module, original: type[nn.Module]) -> Fusion:
-    fused = tuple(
-        f"{first} + {second}"
-        for (first, a), (second, b) in pairwise(module._modules.items())
-        if isinstance(a, calls.LAYERS)
-        and calls.fusible(a)
-        and a.activation == activations.NONE
-        and activations.of_module(b) is not None
-    )
+    fused = tuple(f"{first} + {second}" for first, second in _pairs(module))
     why = refusal(original, {}) if fused else ""
     return Fusion((), (why,)) if why else Fusion(fused)
 
