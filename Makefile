@@ -1,6 +1,7 @@
 # make demo: install and watch gamma and beta learn.   make test: install what the tests need and run them.
 # make check: format, lint, types, who imports whom.   make bench, make wheel: measure, build.
 # make sanitize: the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer; compiling takes long.
+# make zoo: public models converted, fused and folded beside torch, in an environment of their own (gigabytes).
 # make compat TORCH=2.10.0: the tests with the wheel, as it was built, and another release of torch (gigabytes, with CUDA).
 
 VENV := .venv
@@ -9,7 +10,7 @@ PYTHON ?= python3
 INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench wheel browser sanitize compat clean
+.PHONY: demo test check bench zoo wheel browser sanitize compat clean
 
 demo: $(VENV)/.demo
 	$(BIN)/batchnorm train
@@ -30,6 +31,18 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/record.py
 	$(BIN)/python benchmarks/diagnose.py
+
+# A torchvision goes with one torch. What is compiled here runs with that one too: see setup.py.
+ZOO := build/zoo
+ZOO_MODELS := timm==1.0.31 transformers==5.24.0 segmentation_models_pytorch==0.6.0 rich typer
+zoo: $(VENV)/.demo $(ZOO)/.installed
+	cd benchmarks && PYTHONPATH=../src ../$(ZOO)/bin/python -m zoo
+
+$(ZOO)/.installed:
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check $(ZOO_MODELS)
+	touch $@
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation
