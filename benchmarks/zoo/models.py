@@ -35,7 +35,7 @@ TORCHVISION = [
     "vgg16_bn",
 ]
 SEGMENTATION = ["fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"]
-VIDEO = ["r3d_18", "mc3_18", "r2plus1d_18", "s3d"]
+VIDEO = ["r3d_18", "mc3_18", "r2plus1d_18"]
 QUANTIZABLE = ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"]
 TIMM = [
     "efficientnet_b0",
@@ -169,7 +169,7 @@ def _segmentation(name: str) -> Built:
 
 def _video(name: str) -> Built:
     models = _torchvisions("models")
-    return models.get_model(name, weights=None), torch.randn(2, 3, 16 if name == "s3d" else 4, 64, 64)
+    return models.get_model(name, weights=None), torch.randn(2, 3, 4, 64, 64)
 
 
 def _quantizable(name: str) -> Built:

@@ -110,33 +110,6 @@ def _wav2vec2() -> Built:
     return transformers.Wav2Vec2ConformerModel(config), {"input_values": torch.randn(2, 1600)}
 
 
-def _fastspeech2() -> Built:
-    transformers = import_module("transformers")
-    config = transformers.FastSpeech2ConformerConfig(
-        hidden_size=32,
-        vocab_size=20,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_num_attention_heads=2,
-        decoder_num_attention_heads=2,
-        encoder_linear_units=32,
-        decoder_linear_units=32,
-        duration_predictor_channels=16,
-        energy_predictor_channels=16,
-        pitch_predictor_channels=16,
-        speech_decoder_postnet_units=16,
-    )
-    model = transformers.FastSpeech2ConformerModel(config)
-    ids = torch.randint(1, 20, (2, 12), generator=torch.Generator().manual_seed(0))
-    labels = {
-        "duration_labels": torch.full((2, 12), 3),
-        "pitch_labels": torch.randn(2, 12, 1),
-        "energy_labels": torch.randn(2, 12, 1),
-        "spectrogram_labels": torch.randn(2, 36, config.num_mel_bins),
-    }
-    return model, {"input_ids": ids, **labels}
-
-
 MODELS: dict[str, Callable[[], Built]] = {
     **{name: lambda name=name: _vision(name) for name in _VISION},
     "DETR": lambda: _detector("Detr"),
@@ -147,5 +120,4 @@ MODELS: dict[str, Callable[[], Built]] = {
     "PatchTSMixer": lambda: _series("PatchTSMixer"),
     "PatchTST": lambda: _series("PatchTST"),
     "Wav2Vec2-Conformer": _wav2vec2,
-    "FastSpeech2-Conformer": _fastspeech2,
 }
