@@ -103,7 +103,7 @@ def fusion(model: nn.Module, x: Any) -> dict[str, Any]:
         "fused": len(seen.activated) - len(left),
         "explained": len(named),
         "others": len(seen.activated_by_others),
-        "neither": sorted("+".join(sorted(norms)) for norms in left if norms not in named)[:40],
+        "neither": sorted("+".join(sorted(norms)) for norms in left if norms not in named),
     }
 
 
@@ -118,7 +118,7 @@ def _folded(row: dict[str, Any], model: nn.Module, x: Any) -> dict[str, Any]:
     return {
         "foldable": len(seen.foldable),
         "folded": len(seen.foldable & gone),
-        "unfolded": [f"{n}: {folded.folding.refused.get(n, 'not named')}" for n in sorted(seen.foldable - gone)][:40],
+        "unfolded": [f"{n}: {folded.folding.refused.get(n, 'not named')}" for n in sorted(seen.foldable - gone)],
     }
 
 
