@@ -196,7 +196,9 @@ def _timm(name: str) -> Built:
 def _smp(name: str) -> Built:
     smp = import_module("segmentation_models_pytorch")
     architecture, encoder = name.split(":")
-    return getattr(smp, architecture)(encoder_name=encoder, encoder_weights=None), images(64)
+    return getattr(smp, architecture)(encoder_name=encoder, encoder_weights=None), images(
+        128 if architecture == "PAN" else 64
+    )
 
 
 def named() -> Iterator[tuple[str, str]]:

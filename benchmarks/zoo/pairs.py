@@ -87,19 +87,19 @@ def _fits(name: str, args: Any, kwargs: Any) -> bool:
 
 def activated_by_ours(model: nn.Module, run: Callable[[], object]) -> set[int]:
     """The numbers (id) of our layers that ran with an activation in one operation."""
-    from batchnorm.nn.layer import _BatchNorm
+    from batchnorm.nn.layer import BatchNormLayer
 
     fused: set[int] = set()
-    own = _BatchNorm.forward
+    own = BatchNormLayer.forward
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         if kwargs.get("activation") is not None:
             fused.add(id(self))
         return own(self, *args, **kwargs)
 
-    _BatchNorm.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
+    BatchNormLayer.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
     try:
         run()
     finally:
-        _BatchNorm.forward = own
+        BatchNormLayer.forward = own
     return fused
