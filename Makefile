@@ -36,7 +36,8 @@ bench: $(VENV)/.dev
 ZOO := build/zoo
 ZOO_MODELS := timm==1.0.31 transformers==5.24.0 segmentation_models_pytorch==0.6.0 rich typer
 zoo: $(VENV)/.demo $(ZOO)/.installed
-	cd benchmarks && PYTHONPATH=../src ../$(ZOO)/bin/python -m zoo
+	cd benchmarks && PYTHONPATH=../src ../$(ZOO)/bin/python -m zoo --rows ../$(ZOO)/rows.jsonl
+	rm $(ZOO)/rows.jsonl
 
 $(ZOO)/.installed:
 	$(PYTHON) -m venv $(ZOO)
@@ -85,7 +86,7 @@ TORCH := 2.10.0
 OTHER := build/torch-$(TORCH)
 compat: wheel browser
 	$(PYTHON) -m venv $(OTHER)
-	grep -v '^torch==' constraints.txt > $(OTHER)/constraints.txt
+	grep -vE '^(torch|torchvision)==' constraints.txt > $(OTHER)/constraints.txt
 	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OTHER)/constraints.txt \
 	--force-reinstall --no-deps dist/batchnorm-*.whl
 	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OTHER)/constraints.txt \

@@ -29,15 +29,15 @@ def one_thread():
 @pytest.fixture
 def fused_calls(monkeypatch):
     """The residual's presence at every call of a batch norm that brings an activation."""
-    from batchnorm.nn.layer import _BatchNorm
+    from batchnorm.nn.layer import BatchNormLayer
 
     calls = []
-    forward = _BatchNorm.forward
+    forward = BatchNormLayer.forward
 
     def counted(self, input, residual=None, mask=None, *, activation=None):
         if activation is not None:
             calls.append(residual is not None)
         return forward(self, input, residual, mask, activation=activation)
 
-    monkeypatch.setattr(_BatchNorm, "forward", counted)
+    monkeypatch.setattr(BatchNormLayer, "forward", counted)
     return calls

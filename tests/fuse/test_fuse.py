@@ -12,7 +12,7 @@ from torch import nn
 
 import batchnorm as bn
 from batchnorm.nn import FusedSequential
-from batchnorm.nn.batchnorm import _BatchNorm
+from batchnorm.nn.layer import BatchNormLayer
 
 
 def small_mobilenet():
@@ -31,9 +31,9 @@ def mlp(activation):
 def fused_calls(monkeypatch):
     """Counts the calls of batch norms that bring an activation."""
     calls = []
-    forward = _BatchNorm.forward
+    forward = BatchNormLayer.forward
     monkeypatch.setattr(
-        _BatchNorm, "forward", lambda *a, **k: calls.append(k.get("activation") is not None) or forward(*a, **k)
+        BatchNormLayer, "forward", lambda *a, **k: calls.append(k.get("activation") is not None) or forward(*a, **k)
     )
     return calls
 

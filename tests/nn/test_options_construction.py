@@ -10,7 +10,7 @@ from stepping import assert_step, randomize
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.nn.layer import _BatchNorm
+from batchnorm.nn.layer import BatchNormLayer
 from batchnorm.ops import steps
 
 ALL = {
@@ -189,7 +189,7 @@ def test_all_options_that_go_together_do():
     mask = torch.rand(7, 5) < 0.7
     x = torch.where(mask[..., None], make((7, 5, 3)), torch.nan)
     assert_step(layer, x, mask=mask, residual=make((7, 5, 3)))
-    assert isinstance(layer, _BatchNorm)
+    assert isinstance(layer, BatchNormLayer)
 
 
 @pytest.mark.parametrize(

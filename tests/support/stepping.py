@@ -10,7 +10,7 @@ from torch import Tensor
 
 from batchnorm import Moments, reference
 from batchnorm.moments import per_channel
-from batchnorm.nn.layer import _BatchNorm
+from batchnorm.nn.layer import BatchNormLayer
 
 
 def cut(items: int, size: int | None, space: int) -> list[slice]:
@@ -21,7 +21,7 @@ def cut(items: int, size: int | None, space: int) -> list[slice]:
     return [slice(*ends) for ends in pairwise([*firsts, items])]
 
 
-def randomize(layer: _BatchNorm) -> _BatchNorm:
+def randomize(layer: BatchNormLayer) -> BatchNormLayer:
     """Parameters and running statistics away from their defaults."""
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -32,7 +32,9 @@ def randomize(layer: _BatchNorm) -> _BatchNorm:
     return layer
 
 
-def oracle(layer: _BatchNorm, x: Tensor, dy: Tensor, mask: Tensor | None, residual: Tensor | None) -> dict[str, Tensor]:
+def oracle(
+    layer: BatchNormLayer, x: Tensor, dy: Tensor, mask: Tensor | None, residual: Tensor | None
+) -> dict[str, Tensor]:
     """y, gradients and running statistics of one step, float64; channels where the layer has them."""
     dim = layer.channel_dim
     x, dy, added = (None if t is None else t.detach().double().movedim(dim, 1) for t in (x, dy, residual))
@@ -63,7 +65,7 @@ def oracle(layer: _BatchNorm, x: Tensor, dy: Tensor, mask: Tensor | None, residu
 
 
 def assert_step(
-    layer: _BatchNorm,
+    layer: BatchNormLayer,
     x: Tensor,
     dy: Tensor | None = None,
     *,

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from .. import activations
 from ..activations import Activation
 from ..mixin import observed, plain_class
-from ..nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
+from ..nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from ..nn.layer import BatchNormLayer
 
 LAYERS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
@@ -122,7 +123,7 @@ def finish_method(name: str, value: Any) -> Any:
 def fusible(layer: Any) -> bool:
     """Whether it is one of our layers and runs their forward, frozen or whatever else is mixed in."""
     ours = type(layer) in LAYERS or (isinstance(layer, LAYERS) and plain_class(layer) in LAYERS)
-    return ours and type(layer).forward is _BatchNorm.forward
+    return ours and type(layer).forward is BatchNormLayer.forward
 
 
 def child(parent: Any, path: str) -> Any:

@@ -15,7 +15,7 @@ from ..fuse import fuse as fuse_forwards
 from ..fuse import left_over, unfuse
 from ..mixin import plain_class, set_class
 from ..nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from ..nn.layer import _BatchNorm as Ours
+from ..nn.layer import BatchNormLayer as Ours
 from ..nn.options import (
     Options,
     SharedOptions,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..activations import of_module
 from ..mixin import observed, plain_class, set_class
-from ..nn.layer import _BatchNorm as Layer
+from ..nn.layer import BatchNormLayer as Layer
 from ..nn.layer import skipped_by
 from ..nn.options import beyond_torch
 

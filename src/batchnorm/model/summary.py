@@ -13,7 +13,7 @@ from torch import nn
 
 from ..checks import check_model
 from ..fuse import explain_fusion
-from ..nn.layer import _BatchNorm as Ours
+from ..nn.layer import BatchNormLayer as Ours
 from .adapters.adapter import is_lazy
 from .find import Found, bare, clean, require
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from .layer import _BatchNorm as _BatchNorm
 from .public import OptionsByName
 
 

@@ -31,7 +31,7 @@ from .options import Options, beyond_torch, put_options
 from .recompute import recomputing
 
 
-class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
     """What the layers share: when to measure, when to track, and what to remember of it.
 
     Its own names begin with `_batchnorm_`, for it also stands in for torch.nn's layers under subclasses of them, whose
@@ -149,7 +149,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         said += "".join(f", {name}={value}" for name, value in beyond_torch(self).items())
         return said + (f", skipped={skipped_by(self)}" if self._batchnorm_options.nonfinite == "skip" else "")
 
-    def _apply(self, fn: Any, recurse: bool = True) -> _BatchNorm:
+    def _apply(self, fn: Any, recurse: bool = True) -> BatchNormLayer:
         """Cast and move as any module, but keep the running statistics in float32 at least.
 
         In bfloat16 an update of momentum * (measured - tracked) is soon below half an ulp, and the average stalls.
@@ -166,7 +166,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         keep_statistics_precise(self, {})  # assign=True takes the loaded tensors, of their dtype
         freeze_as_saved(self, local_metadata)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _BatchNorm:
+    def __deepcopy__(self, memo: dict[int, Any]) -> BatchNormLayer:
         create, arguments, state, *_ = self.__reduce_ex__(4)
         copied = memo[id(self)] = create(*arguments)  # pyright: ignore[reportCallIssue]
         copied.__setstate__(copy.deepcopy(state, memo))
@@ -194,13 +194,13 @@ def next_momentum(layer: BatchNorm) -> float | Tensor:
     return 0.0 if layer.num_batches_tracked is None else 1.0 / (layer.num_batches_tracked + 1).double()
 
 
-def skipped_by(layer: _BatchNorm) -> int:
+def skipped_by(layer: BatchNormLayer) -> int:
     """How many batches had a channel that nonfinite="skip" kept out of the running statistics. Waits for a GPU."""
     return 0 if layer._batchnorm_skipped is None else int(layer._batchnorm_skipped)
 
 
 @torch.no_grad()
-def _initialize(layer: _BatchNorm, *names: str) -> None:
+def _initialize(layer: BatchNormLayer, *names: str) -> None:
     for name in names:
         tensor, initializer = getattr(layer, name), layer._batchnorm_options.initializers.get(name)
         if tensor is not None and initializer is not None:

@@ -12,7 +12,7 @@ from .. import activations
 from ..activations import Activation
 from ..moments import Moments
 from ..pipeline import Nonfinite
-from .layer import _BatchNorm, keep_statistics_precise, skipped_by
+from .layer import BatchNormLayer, keep_statistics_precise, skipped_by
 from .options import (
     ALL,
     Initializer,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class OptionsByName(_BatchNorm):
+class OptionsByName(BatchNormLayer):
     """A layer of ours, with its options as attributes."""
 
     activation: Activation
@@ -129,10 +129,10 @@ _OPTIONS = dict.fromkeys(ALL)  # keys of a dict: every assignment to a layer loo
 
 
 def _option(name: str) -> property:
-    def get(self: _BatchNorm) -> Any:
+    def get(self: BatchNormLayer) -> Any:
         return getattr(self._batchnorm_options, name)
 
-    def set(self: _BatchNorm, value: Any) -> None:
+    def set(self: BatchNormLayer, value: Any) -> None:
         # An option set later is held to what the constructor asks.
         changed = Options(**{**vars(self._batchnorm_options), name: value})
         put_options(self, **{name: getattr(check_options(changed, self.running_mean is not None), name)})

@@ -11,7 +11,7 @@ from ..model.adapters.adapter import is_lazy
 from ..model.convert import become_torchs
 from ..model.find import Found, require
 from ..nn.frozen import Frozen
-from ..nn.layer import _BatchNorm as Ours
+from ..nn.layer import BatchNormLayer as Ours
 from .freeze import freeze
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -15,7 +15,7 @@ from ..model.adapters.adapter import is_lazy
 from ..model.find import find_or_warn
 from ..model.given import moments_given
 from ..moments import Moments
-from ..nn.layer import _BatchNorm as Ours
+from ..nn.layer import BatchNormLayer as Ours
 from ..nn.layer import next_momentum
 from ..nn.options import options_of
 from ..nn.recompute import recomputing
