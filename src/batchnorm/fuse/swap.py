@@ -88,8 +88,8 @@ def explain_fusion(model: nn.Module) -> dict[str, Fusion]:
 
 
 def _not_by_name(module: nn.Module) -> tuple[str, ...]:
-    """Pairs of children that the forward of a ModuleDict or ModuleList may run one after the other."""
-    pairs = _pairs(module) if isinstance(module, nn.ModuleDict | nn.ModuleList) else []
+    """Pairs of children that a container with a forward of its own may run one after the other."""
+    pairs = _pairs(module) if isinstance(module, nn.Sequential | nn.ModuleDict | nn.ModuleList) else []
     return tuple(f"its forward does not call {first} and {second} by name" for first, second in pairs)
 
 
