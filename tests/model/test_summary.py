@@ -64,6 +64,27 @@ def test_fused_names_what_runs_in_the_same_operation():
     assert [row.fused for row in bn.summary(model).rows] == ["relu6", "", "silu"]
 
 
+class Loop(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bns, self.act = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(2)), nn.ReLU()
+        self.short = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+    def forward(self, x):
+        for norm in self.bns:
+            x = self.act(norm(x))
+        return self.act(self.short(x) + x)
+
+
+def test_layers_in_a_list_and_at_the_end_of_a_child_are_told_too():
+    rows = bn.summary(bn.convert(Loop(), fuse=True)).rows
+    assert [(row.name, row.fused) for row in rows] == [
+        ("bns.0", "relu"),
+        ("bns.1", "relu"),
+        ("short.1", "add + relu"),
+    ]
+
+
 def test_the_headline_counts_and_groups():
     with pytest.warns(UserWarning, match="converted 3 of 6"):
         model = bn.convert(zoo())

@@ -84,17 +84,17 @@ class Patterns:
 
     def __init__(self, self_name: str, roles: dict[str, str], definition: ast.FunctionDef) -> None:
         self.self, self.roles = self_name, roles
-        self._loops = self._variables_of_loops(definition)
+        self.loops = self._variables_of_loops(definition)
 
     def role(self, node: ast.expr) -> str | None:
         """What self.a.b is; None for an expression of another form."""
         if isinstance(node, ast.Name):
-            return self._loops.get(node.id)
+            return self.roles.get(self.loops.get(node.id, ""))
         path = path_of(node, self.self)
         return None if path is None else self.roles.get(path, OTHER)
 
     def _variables_of_loops(self, definition: ast.FunctionDef) -> dict[str, str]:
-        """What the variable is in `for bn in self.bns`, also through zip and enumerate, if it has no other values."""
+        """The path, `bns[]`, of the variable in `for bn in self.bns`, through zip and enumerate too, if it is that alone."""
         found: dict[str, str] = {}
 
         def match(target: ast.expr, values: ast.expr) -> None:
@@ -105,13 +105,13 @@ class Patterns:
                     match(one, of)
             path = path_of(values, self.self)
             if isinstance(target, ast.Name) and path is not None and f"{path}[]" in self.roles:
-                found[target.id] = self.roles[f"{path}[]"]
+                found[target.id] = f"{path}[]"
 
         for node in ast.walk(definition):
             if isinstance(node, ast.For):
                 match(node.target, node.iter)
         stored = [n.id for n in ast.walk(definition) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-        return {name: role for name, role in found.items() if stored.count(name) == 1}
+        return {name: path for name, path in found.items() if stored.count(name) == 1}
 
     def starts(self, node: ast.AST | None) -> bool:
         """Whether it is self.bn(x)."""

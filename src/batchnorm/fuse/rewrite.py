@@ -59,7 +59,8 @@ class Rewriter:
     def _fuse(self, start: ast.Call, added: bool, finish: ast.Call, between: list[str]) -> None:
         """Rewrite the first call and the last."""
         activation = path_of(finish.func, self.is_.self) or ast.unparse(finish.func).split(".")[-1]
-        layer = path_of(start.func, self.is_.self) or ast.unparse(start.func)
+        name = ast.unparse(start.func)
+        layer = path_of(start.func, self.is_.self) or self.is_.loops.get(name, name)
         self.fused.append(" + ".join([layer, *["add"] * added, activation]))
         self._wait(start, between)
         value = self.is_.activated(finish)

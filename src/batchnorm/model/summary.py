@@ -134,7 +134,7 @@ def summary(model: nn.Module) -> Summary:
     """
     check_model(model)
     found = require(model, "sum up")
-    fused = _fused(bare(model))
+    fused = _fused(bare(model), [each.name for each in found])
     return Summary([_row(each, fused) for each in found])
 
 
@@ -170,15 +170,19 @@ def _learns(found: Found) -> str:
     return ", ".join(said) + (f"; frozen: {', '.join(frozen)}" if frozen else "")
 
 
-def _fused(model: nn.Module) -> dict[str, str]:
+def _fused(model: nn.Module, names: list[str]) -> dict[str, str]:
     """What runs with each batch norm in one operation, by the layer's name."""
     fused, modules = {}, dict(model.named_modules())
     for name, fusion in explain_fusion(model).items():
+        prefix = f"{name}." if name else ""
         for each in fusion.fused:
-            layer, _, rest = each.partition(" + ")
-            path = clean(f"{name}.{layer}" if name else layer)
-            parts = rest.split(" + ")
-            last = modules.get(f"{name}.{parts[-1]}" if name else parts[-1])
-            parts[-1] = parts[-1] if last is None else type(last).__name__.lower()
-            fused[path] = " + ".join(parts)
+            first, _, rest = each.partition(" + ")
+            *added, last = rest.split(" + ")
+            activation = modules.get(prefix + last)
+            said = " + ".join([*added, last if activation is None else type(activation).__name__.lower()])
+            path = clean(prefix + first.removesuffix("[]"))
+            within = [n for n in names if n.startswith(f"{path}.")]
+            # a list of layers; a child that ends in one
+            layers = [path] if path in names else within if first.endswith("[]") else within[-1:]
+            fused.update(dict.fromkeys(layers, said))
     return fused
