@@ -95,7 +95,6 @@ TIMM = [
     "efficientformerv2_s0",
     "efficientvit_b0",
     "efficientvit_m0",
-    "edgenext_xx_small",
     "mobilevit_xxs",
     "mobilevitv2_050",
     "repvit_m0_9",
@@ -118,9 +117,6 @@ TIMM = [
     "halonet26t",
     "botnet26t_256",
     "lambda_resnet26t",
-    "pvt_v2_b0",
-    "nest_tiny",
-    "ese_vovnet39b_evos",
 ]
 SMP = [
     "Unet:resnet18",
@@ -141,7 +137,7 @@ SMP = [
 ]
 LARGE = {"inception_v3": 96, "inception_v4": 96, "inception_resnet_v2": 96, "xception41": 96, "xception": 96}
 FIXED = {"levit_128s": 224, "levit_conv_128s": 224, "tiny_vit_5m_224": 224, "coatnet_pico_rw_224": 224}
-FIXED |= {"efficientformer_l1": 224, "efficientformerv2_s0": 224, "visformer_tiny": 224, "nest_tiny": 224}
+FIXED |= {"efficientformer_l1": 224, "efficientformerv2_s0": 224, "visformer_tiny": 224}
 FIXED |= {"efficientvit_m0": 224, "halonet26t": 256, "botnet26t_256": 256, "nextvit_small": 224, "shvit_s1": 224}
 
 
