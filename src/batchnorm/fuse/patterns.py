@@ -94,7 +94,7 @@ class Patterns:
         return None if path is None else self.roles.get(path, OTHER)
 
     def _variables_of_loops(self, definition: ast.FunctionDef) -> dict[str, str]:
-        """The path, `bns[]`, of the variable in `for bn in self.bns`, through zip and enumerate too, if it is that alone."""
+        """The path, `bns[]`, of the variable in `for bn in self.bns`, zip and enumerate too, if it is that alone."""
         found: dict[str, str] = {}
 
         def match(target: ast.expr, values: ast.expr) -> None:
