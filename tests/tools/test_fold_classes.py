@@ -9,6 +9,8 @@ from lookalikes import BatchNormAct2d, FrozenBatchNorm2d
 from torch import nn
 
 import batchnorm as bn
+from batchnorm.tools.fold import folding
+from batchnorm.tools.fold.weights import folded_into
 
 # Outputs are sums of some 30 products of numbers near 1, in float64: 1e-12 of the largest is thousands of ulp.
 EXACT = 1e-12
@@ -220,3 +222,28 @@ def test_the_model_in_a_data_parallel_one_is_folded():
     folded = bn.fold(nn.DataParallel(model), x := torch.randn(2, 3, 8, 8).double())
     assert folded.folding.folded == {"1": "0"}
     assert (folded(x) - model(x)).abs().max() <= EXACT * model(x).abs().max()
+
+
+class InFloat32(nn.Module):
+    """Cannot run in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn(self.conv(x.float()))
+
+
+def test_a_forward_without_float64_is_judged_by_half_the_digits_it_has(monkeypatch):
+    model, x = trained(InFloat32()).float(), torch.randn(2, 3, 8, 8)
+    assert bn.fold(model, x).folding.folded == {"bn": "conv"}
+
+    def wrong(found, other, before):
+        weight, bias = folded_into(found, other, before)
+        # 1e-3 is more than half of float32's digits, 3.5e-4, and less than a third, 4.9e-3
+        return nn.Parameter(weight * 1.001), nn.Parameter(bias * 1.001)
+
+    monkeypatch.setattr(folding, "folded_into", wrong)
+    with pytest.raises(RuntimeError, match=r"of which rounding explains 0\.000345"):
+        bn.fold(model, x)
