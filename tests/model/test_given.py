@@ -58,3 +58,4 @@ def test_the_arguments_of_a_converted_subclass_are_its_own():
     assert count_given(layer, (x, 2.0), {"mask": 1.0}) == 36
     norm_act = bn.convert(BatchNormAct2d(5))
     check(moments_given(norm_act, (), {"x": x}), x.movedim(1, -1).reshape(-1, 5))
+    assert count_given(norm_act, (), {"x": x}) == 36

@@ -35,7 +35,7 @@ def given(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> G
     Our layers say themselves where their channels are, and take a mask or lengths; all others have their channels in
     dimension 1, and whatever else they are given is theirs.
     """
-    x: Tensor = (args[0] if args else kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()))).detach()
+    x = _input(args, kwargs).detach()
     dim = option(layer, "channel_dim", 1)
     mask = None
     if _takes_masks(layer):
@@ -53,10 +53,16 @@ def moments_given(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
 
 def count_given(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """How many values a channel has, N * S; `UNKNOWN` where a mask decides. Works in a traced call."""
-    x: Tensor = args[0] if args else kwargs["input"]
+    x = _input(args, kwargs)
     if _takes_masks(layer) and (len(args) > 2 or kwargs.get("mask") is not None or kwargs.get("lengths") is not None):
         return UNKNOWN
     return x.numel() // x.shape[option(layer, "channel_dim", 1)]
+
+
+def _input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    if args:
+        return args[0]
+    return kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()))  # a subclass may call it anything
 
 
 def _takes_masks(layer: nn.Module) -> bool:
