@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from .patterns import IDENTITY, Patterns, become, helper, path_of
+from .patterns import IDENTITY, Patterns, become, helper, path_of, target_of
 
 
 def wait_at_the_end(definition: ast.FunctionDef, is_: Patterns, local: set[str]) -> str | None:
@@ -35,10 +35,7 @@ def wait_at_the_end(definition: ast.FunctionDef, is_: Patterns, local: set[str])
         if not (isinstance(value, ast.Name) and value.id in local and before):
             return None
         statement = before.pop()
-        if not (isinstance(statement, ast.Assign) and len(statement.targets) == 1):
-            return None
-        target = statement.targets[0]
-        if not (isinstance(target, ast.Name) and target.id == value.id):
+        if not (isinstance(statement, ast.Assign) and target_of(statement) == value.id):
             return None
         value = statement.value
 
@@ -48,11 +45,5 @@ def runs_quietly(definition: ast.FunctionDef, is_: Patterns) -> bool:
     *before, last = definition.body
     if before and isinstance(before[0], ast.Expr) and isinstance(before[0].value, ast.Constant):
         del before[0]  # its docstring
-    assigned = all(
-        isinstance(s, ast.Assign)
-        and len(s.targets) == 1
-        and isinstance(s.targets[0], ast.Name)
-        and is_.quiet(s.value, None) is not None
-        for s in before
-    )
+    assigned = all(isinstance(s, ast.Assign) and target_of(s) and is_.quiet(s.value, None) is not None for s in before)
     return assigned and isinstance(last, ast.Return) and is_.quiet(last.value, None) is not None

@@ -53,6 +53,15 @@ def scope(node: ast.AST) -> Iterator[ast.AST]:
             yield from scope(below)
 
 
+def target_of(statement: ast.stmt) -> str | None:
+    """v, where the statement is `v = ...` or `v += ...`."""
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target = statement.targets[0]
+    else:
+        target = statement.target if isinstance(statement, ast.AugAssign | ast.AnnAssign) else None
+    return target.id if isinstance(target, ast.Name) else None
+
+
 def mentions(node: ast.AST, name: str) -> bool:
     """Whether the name occurs anywhere in it."""
     return any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(node))

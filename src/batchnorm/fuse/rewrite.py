@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from .patterns import ABSENT, IDENTITY, LAYER, Patterns, become, helper, mentions, path_of, scope
+from .patterns import ABSENT, IDENTITY, LAYER, Patterns, become, helper, mentions, path_of, scope, target_of
 
 _BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While)
 
@@ -128,11 +128,11 @@ class Rewriter:
             return chain
         if isinstance(first, ast.If) and len(first.body) == 1 and not first.orelse and self.is_.looks(first.test, None):
             only = first.body[0]
-            v = _target(only) if isinstance(only, ast.Assign) else None
+            v = target_of(only) if isinstance(only, ast.Assign) else None
             if v is not None and isinstance(only, ast.Assign) and isinstance(only.value, ast.Call):
                 return _Chain(only, only.value, v) if self.is_.starts(only.value) else None
             return None
-        v = _target(first)
+        v = target_of(first)
         if v is None or not isinstance(first, ast.Assign):
             return None
         if isinstance(first.value, ast.Call) and self.is_.starts(first.value):
@@ -155,7 +155,7 @@ class Rewriter:
                     return
                 chain.between += called
                 continue
-            w = _target(statement)
+            w = target_of(statement)
             in_place = isinstance(statement, ast.Expr) and _adds_in_place(statement.value)
             ends = isinstance(statement, ast.Return | ast.If) or in_place or w == v
             if not ends and not self._dead(v, block[i + 1 : j + 1]):
@@ -181,7 +181,7 @@ class Rewriter:
         last = None if value is None else self.is_.sum_of(value, chain.v)
         if not chain.fuses:
             self._leave(chain.first, "inside a with, try or match statement")
-        elif _target(chain.first) not in self.local:
+        elif target_of(chain.first) not in self.local:
             self._leave(chain.first, "another function sees the variable")
         elif last is None or not chain.added:
             if last is not None and value is not None:
@@ -208,7 +208,7 @@ class Rewriter:
         if len(statement.body) != 1 or statement.orelse or not self.is_.looks(statement.test, v):
             return None
         only = statement.body[0]
-        finish = self._finish(only, v) if _target(only) == v else None
+        finish = self._finish(only, v) if target_of(only) == v else None
         if finish is not None:
             done = ast.Assign([ast.Name(v, ast.Store())], helper("computed", ast.Name(v, ast.Load())))
             ast.copy_location(done, statement)
@@ -223,7 +223,7 @@ class Rewriter:
         within = statement
         if isinstance(statement, ast.If) and len(statement.body) == 1 and not statement.orelse:
             within = statement.body[0]
-            if not self.is_.looks(statement.test, v) or _target(within) != v:
+            if not self.is_.looks(statement.test, v) or target_of(within) != v:
                 return False
         if self._passes(within, v):
             chain.edits.append(lambda: _pass_through(within))
@@ -235,14 +235,14 @@ class Rewriter:
         if isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Add) and _is(statement.target, v):
             called = self.is_.quiet(statement.value, v)
             call = helper("add", helper("plus_in_place").func, ast.Name(v, ast.Load()), statement.value)
-        elif isinstance(statement, ast.Assign | ast.Expr) and (_target(statement) or _adds_in_place(statement.value)):
+        elif isinstance(statement, ast.Assign | ast.Expr) and (target_of(statement) or _adds_in_place(statement.value)):
             found = self.is_.sum_of(statement.value, v)
             call, called = (None, None) if found is None else (found.call, found.between)
         else:
             return False
         if call is None or called is None:
             return False
-        edited = ast.copy_location(ast.Assign([ast.Name(_target(statement) or v, ast.Store())], call), statement)
+        edited = ast.copy_location(ast.Assign([ast.Name(target_of(statement) or v, ast.Store())], call), statement)
         self._written[edited] = self._written[statement]
         chain.edits.append(lambda: block.__setitem__(j, edited))
         chain.between += called
@@ -251,7 +251,7 @@ class Rewriter:
 
     def _passes(self, statement: ast.stmt, v: str) -> bool:
         """Whether it is `w = self.m(v)` where m is an Identity, or nothing at all under the condition of an `if`."""
-        value = statement.value if isinstance(statement, ast.Assign) and _target(statement) else None
+        value = statement.value if isinstance(statement, ast.Assign) and target_of(statement) else None
         return (
             isinstance(value, ast.Call)
             and self.is_.role(value.func) in (IDENTITY, ABSENT)
@@ -267,7 +267,7 @@ class Rewriter:
         if isinstance(statement, ast.If) and self.is_.looks(statement.test, None):
             parts = [self._quiet_statement(s) for s in (*statement.body, *statement.orelse)]
             return None if None in parts else [path for part in parts if part for path in part]
-        if isinstance(statement, ast.Assign | ast.AnnAssign) and _target(statement):
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and target_of(statement):
             return self.is_.quiet(statement.value, None)
         return None
 
@@ -281,7 +281,7 @@ class Rewriter:
             parts = self.is_.parts(getattr(statement, "value", None) or statement)
             others = [part for part in parts if not _is(part, v)]
             if len(others) == 1 < len(parts) and isinstance(others[0], ast.Call) and not self.is_.starts(others[0]):
-                w = _target(statement)
+                w = target_of(statement)
                 if w and self.is_.quiet(others[0], v) is None and self._activated_in(rest[1:], w):
                     self._leave(statement, "what is added runs after the batch norm and may change what it reads")
             return
@@ -313,15 +313,6 @@ class Rewriter:
             if surely and not links and any(_is(n, v) and isinstance(n.ctx, ast.Store) for n in scope(statement)):
                 return False
         return False
-
-
-def _target(statement: ast.stmt) -> str | None:
-    """v, where the statement is `v = ...` or `v += ...`."""
-    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-        target = statement.targets[0]
-    else:
-        target = statement.target if isinstance(statement, ast.AugAssign | ast.AnnAssign) else None
-    return target.id if isinstance(target, ast.Name) else None
 
 
 def _is(node: ast.AST | None, name: str) -> TypeGuard[ast.Name]:

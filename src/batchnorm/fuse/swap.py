@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from .. import activations
+from ..nn.naming import lines_of
 from . import calls, source
 from .ending import runs_quietly, wait_at_the_end
 from .patterns import HELPERS, LAYER
@@ -72,14 +73,17 @@ def explain_fusion(model: nn.Module) -> dict[str, Fusion]:
         {'': Fusion(fused=('1 + 2',), left=())}
     """
     fusions = {}
+    plans: dict[tuple[type, Roles], Fusion] = {}  # most modules are like another one
     for name, module in model.named_modules():
         original = _original(module)
         fusion = Fusion()
         if _in_order(original):
             fusion = _fusion_in_order(module, original)
         elif is_read(original):
-            fusion = _plan(original, roles_in(module, original)).fusion
-            fusion = fusion._replace(left=fusion.left + _not_by_name(module))
+            alike = original, roles_in(module, original)
+            if alike not in plans:
+                plans[alike] = _plan(*alike).fusion
+            fusion = plans[alike]._replace(left=plans[alike].left + _not_by_name(module))
         elif isinstance(module, fx.GraphModule) and any(calls.fusible(m) for m in module.modules()):
             fusion = Fusion((), ("torch.fx wrote its forward: convert the model with fuse=True before it is traced",))
         if any(fusion):
@@ -112,11 +116,8 @@ def left_over(model: nn.Module) -> str:
     for name, fusion in explain_fusion(model).items():
         for why in fusion.left:
             groups[_original(modules[name]), why].append(name or "the model")
-    lines = []
-    for (kind, why), names in groups.items():
-        where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-        lines.append(f"  {len(names)} {kind.__name__} ({where}): {_file_of(kind)}{why}")
-    return "\n".join(lines)
+    said = ((kind.__name__, names, _file_of(kind) + why) for (kind, why), names in groups.items())
+    return "\n".join(lines_of(said))
 
 
 def _file_of(kind: type) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from ..fuse import left_over, unfuse
 from ..mixin import plain_class, set_class
 from ..nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ..nn.layer import BatchNormLayer as Ours
+from ..nn.naming import lines_of
 from ..nn.options import (
     Options,
     SharedOptions,
@@ -37,13 +39,13 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=nn.Module)
 
-OURS: dict[type[nn.Module], type[nn.Module]] = {
+_OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: BatchNorm1d,
     nn.BatchNorm2d: BatchNorm2d,
     nn.BatchNorm3d: BatchNorm3d,
     nn.SyncBatchNorm: SyncBatchNorm,
 }
-_TORCHS = {ours: torchs for torchs, ours in OURS.items()}
+_TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
 
 
 def convert(
@@ -94,7 +96,7 @@ def convert(
     check_model(model)
     _check_names(options)
     found = find(model)
-    kept = {each.name: why for each in found if (why := kept_as(each)) is not None}
+    kept = {each.name: why for each in found if (why := _kept_as(each)) is not None}
     chosen = [each for each in found if each.name not in kept]
     given = _given(options, sync, process_group)
     _check_options(chosen, given)
@@ -147,7 +149,7 @@ def revert(model: Model) -> Model:
     return model
 
 
-def kept_as(found: Found) -> str | None:
+def _kept_as(found: Found) -> str | None:
     """Why a batch norm cannot be converted; None where it can be, or is ours already."""
     return None if isinstance(found.layer, Ours) else found.adapter.kept(found.layer)
 
@@ -157,8 +159,8 @@ def _become_ours(found: Found) -> None:
     if isinstance(layer, Ours):
         return
     synchronizes, group = isinstance(layer, nn.SyncBatchNorm), vars(layer).pop("process_group", None)
-    if plain_class(layer) in OURS:
-        set_class(layer, OURS[plain_class(layer)])  # a frozen layer stays frozen
+    if plain_class(layer) in _OURS:
+        set_class(layer, _OURS[plain_class(layer)])  # a frozen layer stays frozen
     else:
         derive(layer, found.adapter.forward(layer))
     if synchronizes:
@@ -198,9 +200,9 @@ def _check_options(chosen: Iterable[Found], given: dict[str, Any]) -> None:
     check_options(Options(**given), tracks=True)
     for each in chosen:
         layer = each.layer
-        becomes = layer if isinstance(layer, Ours) else OURS.get(plain_class(layer), Ours)
+        becomes = layer if isinstance(layer, Ours) else _OURS.get(plain_class(layer), Ours)
         try:
-            check_options(Options(**{**vars(options_of(becomes)), **given}), layer.running_mean is not None)
+            check_options(replace(options_of(becomes), **given), layer.running_mean is not None)
         except ValueError as error:
             raise ValueError(f"cannot convert {each.name or 'the layer'}: {error}") from None
 
@@ -214,10 +216,7 @@ def _left(found: list[Found], kept: dict[str, str], done: str, given: dict[str, 
     without = ", ".join(f"{name}={value!r}" for name, value in given.items() if name != "process_group")
     lines = [f"{done} {len(found) - len(kept)} of {len(found)} batch norms; these stay as they are"]
     lines[0] += f", without {without}:" if without else ":"
-    for (kind, why), names in groups.items():
-        where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-        lines.append(f"  {len(names)} {kind} ({where}): {why}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *lines_of((kind, names, why) for (kind, why), names in groups.items())])
 
 
 def _match_statistics(layer: nn.Module) -> None:

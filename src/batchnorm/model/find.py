@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -39,15 +40,16 @@ class Found(NamedTuple):
         return original_class(self.layer).__name__
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile's and the data-parallel wrappers."""
+def bare(model: nn.Module, wrappers: Sequence[str] = _WRAPPED) -> nn.Module:
+    """The model inside data parallelism and these wrappers, by the names they give what they wrap."""
     while True:
-        inner = model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else None
-        for name in _WRAPPED:
-            inner = inner or model._modules.get(name)
-        if inner is None:
+        inside = [model._modules[name] for name in wrappers if model._modules.get(name) is not None]
+        if isinstance(model, (DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif inside:
+            model = inside[0]  # pyright: ignore[reportAssignmentType]
+        else:
             return model
-        model = inner
 
 
 def find(model: nn.Module) -> list[Found]:
@@ -73,7 +75,7 @@ def require(model: nn.Module, to: str) -> list[Found]:
     """
     found = find(model)
     if not found:
-        raise ValueError(f"the model has no batch norm to {to}; it has {classes_of(model)}")
+        raise ValueError(_nothing_to(to, model))
     return found
 
 
@@ -81,9 +83,12 @@ def find_or_warn(model: nn.Module, to: str, *, stacklevel: int = 2) -> list[Foun
     """`find`, for tools that do nothing where there is nothing: they say so, by default at their caller's line."""
     found = find(model)
     if not found:
-        said = f"the model has no batch norm to {to}; it has {classes_of(model)}"
-        warnings.warn(said, UserWarning, stacklevel=stacklevel + 1)
+        warnings.warn(_nothing_to(to, model), UserWarning, stacklevel=stacklevel + 1)
     return found
+
+
+def _nothing_to(to: str, model: nn.Module) -> str:
+    return f"the model has no batch norm to {to}; it has {classes_of(model)}"
 
 
 def clean(name: str) -> str:

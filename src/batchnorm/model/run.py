@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils import _pytree
+
+from .find import bare
 
 Model = TypeVar("Model", bound=nn.Module)
 Call = Callable[[Any, Any], Any]
@@ -24,13 +25,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Compiled code calls no hooks, and DistributedDataParallel's forward waits for ranks that may have fewer batches.
     FSDP stays: without it the parameters are not there.
     """
-    while True:
-        if isinstance(model, (DataParallel, DistributedDataParallel)):
-            model = model.module
-        elif "_orig_mod" in model._modules:
-            model = model._modules["_orig_mod"]  # pyright: ignore[reportAssignmentType]
-        else:
-            return model
+    return bare(model, ("_orig_mod",))
 
 
 def call(model: Any, batch: Any) -> Any:

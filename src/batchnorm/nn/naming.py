@@ -1,8 +1,9 @@
-"""The name of a layer, for messages: a layer does not know it, the modules that are calling it do."""
+"""Names of layers and modules, for messages."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 def name_of(layer: nn.Module) -> str | None:
     """The layer's name in the outermost module whose forward is running; None where there is none.
 
+    A layer does not know its name; the modules that are calling it do.
     Looks through the frames of the call stack, so it is for the way out, where an error is raised.
     """
     if torch.compiler.is_compiling():
@@ -22,3 +24,12 @@ def name_of(layer: nn.Module) -> str | None:
             name = next((path for path, child in module.named_modules() if child is layer), name)
         frame = frame.f_back
     return name
+
+
+def lines_of(groups: Iterable[tuple[str, list[str], str]]) -> list[str]:
+    """A line for each class, the names of its modules, and what is said of them: how many, and one of them by name."""
+    lines = []
+    for kind, names, said in groups:
+        where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        lines.append(f"  {len(names)} {kind} ({where}): {said}")
+    return lines

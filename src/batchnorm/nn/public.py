@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -21,7 +22,6 @@ from .options import (
     check_initializers,
     check_options,
     momentum_of,
-    put_options,
 )
 from .renorm import Renorm
 
@@ -134,8 +134,8 @@ def _option(name: str) -> property:
 
     def set(self: BatchNormLayer, value: Any) -> None:
         # An option set later is held to what the constructor asks.
-        changed = Options(**{**vars(self._batchnorm_options), name: value})
-        put_options(self, **{name: getattr(check_options(changed, self.running_mean is not None), name)})
+        changed = replace(self._batchnorm_options, **{name: value})
+        self.__dict__["_batchnorm_options"] = check_options(changed, self.running_mean is not None)
 
     return property(get, set, doc="As the constructor's argument of this name.")
 

@@ -64,7 +64,7 @@ class Adapter(ABC):
 
     def kept(self, layer: Any) -> str | None:
         """Why the layer cannot be converted; None if it can be."""
-        return None
+        return kept_as_is(layer)
 
 
 class Lookalike(Adapter):
@@ -79,6 +79,12 @@ class Lookalike(Adapter):
     def channels(self, layer: Any) -> int:
         """C."""
         return layer.running_var.numel()
+
+
+def drop_and_act(layer: nn.Module) -> list[nn.Module]:
+    """What timm's classes run on the normalized: drop and act, without identities."""
+    parts = (layer._modules.get(name) for name in ("drop", "act"))
+    return [part for part in parts if part is not None and type(part) is not nn.Identity]
 
 
 def kept_as_is(layer: nn.Module) -> str | None:

@@ -7,11 +7,10 @@ from typing import Any
 from torch import nn
 
 from ...mixin import BatchNorm
-from .adapter import Lookalike
+from .adapter import Lookalike, drop_and_act
 
 _VECTORS = ("weight", "bias", "running_mean", "running_var")
 _USUAL_EPS = 1e-5  # of classes that have it in their forward alone, as transformers' DetrFrozenBatchNorm2d
-_PARTS = ("drop", "act")  # timm's FrozenBatchNormAct2d
 
 
 class Frozen(Lookalike):
@@ -35,8 +34,7 @@ class Frozen(Lookalike):
 
     def after(self, layer: Any) -> list[nn.Module]:
         """The drop and the activation of a class that has them."""
-        parts = (layer._modules.get(name) for name in _PARTS)
-        return [part for part in parts if part is not None and type(part) is not nn.Identity]
+        return drop_and_act(layer)  # of timm's FrozenBatchNormAct2d
 
     def kept(self, layer: Any) -> str | None:
         """It stays as it is."""

@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...mixin import BatchNorm, original_class
-from .adapter import Adapter, kept_as_is
+from .adapter import Adapter, drop_and_act
 
 _CLASSES = ("BatchNormAct2d", "SyncBatchNormAct")
-_PARTS = ("drop", "act")  # what it runs on the normalized, in this order
 
 
 class NormAct(Adapter):
@@ -30,21 +29,16 @@ class NormAct(Adapter):
 
     def after(self, layer: Any) -> list[nn.Module]:
         """The drop and the activation."""
-        parts = (layer._modules.get(name) for name in _PARTS)
-        return [part for part in parts if part is not None and type(part) is not nn.Identity]
+        return drop_and_act(layer)
 
     def forward(self, layer: Any) -> Callable[..., Tensor] | None:
         """Batch norm, drop and activation, of which the last is fused into the first where nothing is between them."""
         return forward
 
-    def kept(self, layer: Any) -> str | None:
-        """As of every batch norm."""
-        return kept_as_is(layer)
-
 
 def forward(layer: Any, x: Tensor, normalize: Callable[..., Tensor], fused: Callable[[nn.Module], Any]) -> Tensor:
     """Batch norm, drop and act: in one operation where there is no drop and the activation can be fused."""
-    drop, act = (layer._modules.get(name) for name in _PARTS)
+    drop, act = layer._modules.get("drop"), layer._modules.get("act")
     if (drop is None or type(drop) is nn.Identity) and act is not None:
         activation = fused(act)
         if activation is not None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ... import activations
 from ...mixin import BatchNorm, option, original_class
-from .adapter import Adapter, kept_as_is
+from .adapter import Adapter
 
 
 class Plain(Adapter):
@@ -25,7 +25,3 @@ class Plain(Adapter):
         """The activation fused into a layer of ours."""
         activation = option(layer, "activation", activations.NONE)
         return [] if activation == activations.NONE else [activations.as_module(activation)]
-
-    def kept(self, layer: Any) -> str | None:
-        """As of every batch norm."""
-        return kept_as_is(layer)
