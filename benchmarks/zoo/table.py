@@ -24,8 +24,8 @@ NOTES = """
 - **wrong**: one training step (outputs, gradients, running statistics, counters) of the model after `convert`, after
   `convert(fuse=True)` and after `revert` beside torch's, in float64 to 1e-8, or where a network amplifies rounding more
   (inception_v4) to eight times what an input changed by four roundings moves torch's own step by; in float32 at most
-  twice torch's own error (and 2e-6 more) on one of five inputs at least, for a ReLU's kink is decided by rounding; the keys of the state_dict; the classes after `revert`; the folded model's outputs; whether
-  anything raised.
+  twice torch's own error (and 2e-6 more) on one of five inputs at least, for a ReLU's kink is decided by rounding; the
+  keys of the state_dict; the classes after `revert`; the folded model's outputs; whether anything raised.
 - **activations fused**: an activation that can be fused was given what a batch norm returned, or the sum of that and
   something of its shape; how many of these ran as one operation, and how many more `convert` names as left,
   counting what it says of a module up to three levels further out.
