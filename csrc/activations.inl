@@ -204,11 +204,11 @@ INLINE Pack<A> chain(Activation activation, Pack<A> z, A slope, Pack<A> dy) {
     case Activation::none: return dy;
     case Activation::relu: return select(z <= zero, zero, dy);
     case Activation::relu6: return select(z <= zero, zero, select(six <= z, zero, dy));
-    case Activation::leaky_relu: return select(z <= zero, dy * splat(slope), dy);
+    case Activation::leaky_relu: return select(zero < z, dy, dy * splat(slope));
     case Activation::elu: return select(z <= zero, dy * elu_negative_derivative(z, slope), dy);
     case Activation::hardswish: {
       const Pack<A> within = dy * (z / three + splat<A>(0.5));
-      return select(z <= zero - three, zero, select(three <= z, dy, within));
+      return select(z <= zero - three, zero, select(z < three, within, dy));
     }
     default: return dy * smooth_derivative(activation, z);
   }

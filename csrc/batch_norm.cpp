@@ -116,6 +116,9 @@ class Runner {
 
   // ---- sharing out -------------------------------------------------------------------------------------------------
 
+  // The kinds of constants that normalize needs, and apply.
+  int map_needs() const { return p_.dy.data ? Channels::kinds : Channels::mean_dz; }
+
   // Every strip with its constants, in the order of memory, but the last first: what a pass before has left in the caches.
   template <class F>
   void each_strip(const F& f) const {
@@ -146,7 +149,7 @@ class Runner {
   template <class F>
   void each_strip_of(int64_t tile, int64_t first, int64_t last, const F& f) const {
     typename Channels::Scratch scratch;
-    const Constants<A> constants = constants_.of(map_cut_, map_cut_.block(tile, 0), scratch);
+    const Constants<A> constants = constants_.of(map_cut_, map_cut_.block(tile, 0), scratch, map_needs());
     for (int64_t b = last - 1; b >= first; --b) f(map_strips_.of(map_cut_.block(tile, b), constants));
   }
 
@@ -156,7 +159,7 @@ class Runner {
     const Region region{.row = item, .rows = 1, .column = 0, .width = p_.shape.space, .channel = channel,
                         .channels = channels, .repeats = 1};
     Strip<A> s = map_strips_.of(region, /*across_channels=*/true);
-    s.constants = constants_.of(map_cut_, region, unused);
+    s.constants = constants_.of(map_cut_, region, unused, map_needs());
     s.constants.step = 1;
     return s;
   }
@@ -271,7 +274,7 @@ class Runner {
     alignas(line_bytes) A first[width], second[width];
     typename Channels::Scratch scratch;
     const Region widest = cut_.block(tile, 0);
-    const Constants<A> constants = constants_.of(cut_, widest, scratch);
+    const Constants<A> constants = constants_.of(cut_, widest, scratch, kind_ == plain ? Channels::scale : Channels::mean_dz);
     PositionSums<A> sums(cut_, widest), products(cut_, widest);
     each_block(tile, piece, [&](const Region& region) {
       kernels_.reduce[!cut_.planes][kind_](strips_.of(region, constants), first, second);

@@ -1,6 +1,7 @@
 // The inner loops' constants: of every channel, and spread over the positions of a row.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -50,17 +51,17 @@ class ChannelConstants {
   // What the rounding of the mean left away.
   double low(int64_t c, const double* mean) const { return mean[c] - static_cast<double>(row(high)[c]); }
 
-  // The channels' own, one of them at a time or each at its position; else spread.
-  Constants<A> of(const Cut& cut, const Region& region, Scratch& scratch) const {
+  // The first `needed` kinds: the channels' own, one of them at a time or each at its position; else spread.
+  Constants<A> of(const Cut& cut, const Region& region, Scratch& scratch, int needed) const {
     const bool own = cut.planes || (cut.space == 1 && region.repeats == 1);
-    const int needed = p_.dy.data ? kinds : mean_dz;  // the last two are backward's
-    const A* at[kinds] = {};
+    const A* at[kinds];
     for (int kind = 0; kind < needed; ++kind) {
       const A* channels = row(kind) + region.channel;
       A* positions = scratch.values + kind * scratch_stride;
       if (!own) spread(cut, region, channels, positions);
       at[kind] = own ? channels : positions;
     }
+    std::fill(at + needed, at + kinds, at[high]);  // a loop may read what it has no use for
     return {at[high], at[scale], at[beta], at[mean_dz], at[slope_dz]};
   }
 

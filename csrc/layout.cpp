@@ -16,6 +16,7 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 
+constexpr int64_t most_dims = 64;        // torch's own limit
 constexpr int64_t huge_bytes = 4 << 20;  // an output this large is advised to have huge pages
 
 // torch's own rule for suggest_memory_format(), ambiguous cases included.
@@ -83,7 +84,7 @@ void advise_huge_pages(void* data, int64_t bytes) {
 
 template <class T>
 void widen(const Tensor& from, std::vector<double>& to) {
-  const T* values = static_cast<const T*>(from.const_data_ptr());
+  const T* values = static_cast<const T*>(values_of(from, "a vector of the channels"));
   const int64_t stride = from.stride(0);
   if (stride == 1) std::transform(values, values + to.size(), to.begin(), [](T v) { return static_cast<double>(v); });
   else for (size_t c = 0; c < to.size(); ++c) to[c] = static_cast<double>(values[static_cast<int64_t>(c) * stride]);
@@ -103,6 +104,20 @@ Type type_of(const Tensor& x) {
                   torch::headeronly::toString(x.scalar_type()), "; convert the input first");
 }
 
+const void* values_of(const Tensor& tensor, const char* name) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  int64_t last = tensor.storage_offset(), storage_bytes = 0;
+  bool empty = false;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    empty |= sizes[d] == 0;
+    last += (sizes[d] - 1) * strides[d];
+  }
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &storage_bytes));
+  STD_TORCH_CHECK(empty || (last + 1) * static_cast<int64_t>(tensor.element_size()) <= storage_bytes, name,
+                  " has no memory behind it: its storage of ", storage_bytes, " bytes was freed, or resized");
+  return tensor.const_data_ptr();
+}
+
 Shape shape_of(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() >= 2, "batch norm takes (N, C, *), got ", x.dim(), " dimension(s)");
   Shape shape;
@@ -116,7 +131,8 @@ Shape shape_of(const Tensor& x) {
 Tensor empty_like(const Tensor& x, const Shape& shape) {
   const int64_t dims = x.dim();
   const auto sizes = x.sizes();
-  std::vector<int64_t> strides(dims);
+  std::array<int64_t, most_dims> strides;
+  STD_TORCH_CHECK(dims <= most_dims, "batch norm takes up to ", most_dims, " dimensions, got ", dims);
   int64_t stride = 1;
   if (shape.channels_last) strides[1] = 1, stride = sizes[1];
   for (int64_t d = dims - 1; d >= 0; --d) {
@@ -130,7 +146,7 @@ Tensor empty_like(const Tensor& x, const Shape& shape) {
 }
 
 Tensor empty_contiguous(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
-  std::vector<int64_t> strides(sizes.size(), 1);
+  std::array<int64_t, 3> strides{1, 1, 1};
   for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * std::max<int64_t>(sizes.begin()[d], 1);
   return empty_strided(sizes.begin(), strides.data(), static_cast<int64_t>(sizes.size()), type, like);
 }
@@ -161,16 +177,17 @@ Operand Operands::add(const Tensor& tensor) {
   // The first operand is x, and its strides alone decide how the work is cut: what else is there must not change the bits
   // of what is measured on it.
   const auto served = view(tensor);
-  if (served && kept_.empty()) shape_.adjacent = adjacent(*served);
-  if (served && (!shape_.adjacent || adjacent(*served))) return keep(tensor, *served);
+  if (served && first_) shape_.adjacent = adjacent(*served);
+  first_ = false;
+  if (served && (!shape_.adjacent || adjacent(*served))) return *served;
   if (const auto sample = one_sample(tensor)) return *sample;
-  const Tensor copy = torch::stable::contiguous(tensor, format(shape_, tensor.dim()));
-  return keep(copy, *view(copy));
+  kept_.push_back(torch::stable::contiguous(tensor, format(shape_, tensor.dim())));
+  return *view(kept_.back());
 }
 
 std::optional<Operand> Operands::view(const Tensor& tensor) const {
   Operand operand;
-  operand.data = static_cast<char*>(const_cast<void*>(tensor.const_data_ptr()));
+  operand.data = static_cast<char*>(const_cast<void*>(values_of(tensor, "the input, or a tensor like it,")));
   if (shape_.channels_last || shape_.space == 1) {
     const auto row = common_stride(tensor, /*with_batch=*/true, shape_.channels);
     if (!row || (tensor.stride(1) != 1 && shape_.channels != 1)) return std::nullopt;
@@ -201,11 +218,6 @@ bool Operands::adjacent(const Operand& operand) const {
   return rows ? operand.row_stride == shape_.channels : operand.channel_stride == shape_.space;
 }
 
-Operand Operands::keep(const Tensor& tensor, Operand operand) {
-  kept_.push_back(tensor);
-  return operand;
-}
-
 const bool* Operands::add_mask(const std::optional<Tensor>& mask, const Tensor& x) {
   if (!mask) return nullptr;
   STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, "mask must be bool, got ",
@@ -218,8 +230,21 @@ const bool* Operands::add_mask(const std::optional<Tensor>& mask, const Tensor& 
       torch::stable::detail::from(torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size())),
       torch::stable::detail::from(false)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::expand", "", stack.data(), TORCH_ABI_VERSION));
+  values_of(*mask, "mask");
   kept_.push_back(torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0])));
   shape_.masked = true;
+  first_ = false;  // what is masked is served, or copied, as if its rows followed each other
+  // What is viewed as bool, without a copy, may have other bytes than 0 and 1. They are True, but count for more.
+  const auto* bytes = static_cast<const uint8_t*>(kept_.back().const_data_ptr());
+  const int64_t samples = shape_.batch * shape_.space;
+  uint8_t all = 0;
+  for (int64_t i = 0; i < samples; ++i) all |= bytes[i];
+  if (all > 1) {
+    const Tensor flags = empty_contiguous(x, {samples}, ScalarType::Bool);
+    std::transform(bytes, bytes + samples, static_cast<uint8_t*>(flags.mutable_data_ptr()),
+                   [](uint8_t byte) { return static_cast<uint8_t>(byte != 0); });
+    kept_.push_back(flags);
+  }
   return static_cast<const bool*>(kept_.back().const_data_ptr());
 }
 

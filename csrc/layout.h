@@ -14,6 +14,8 @@ namespace batchnorm {
 using torch::stable::Tensor;
 
 Type type_of(const Tensor& x);
+// Where its values are; raises if its storage was freed, or cut shorter than its strides reach.
+const void* values_of(const Tensor& tensor, const char* name);
 Shape shape_of(const Tensor& x);
 
 // An uninitialized tensor like x, in the memory format torch suggests for it: channels last if x is, else contiguous.
@@ -22,7 +24,7 @@ Tensor empty_contiguous(const Tensor& like, std::initializer_list<int64_t> sizes
 std::vector<double> channel_values(const std::optional<Tensor>& values, int64_t channels, const char* name);
 std::vector<double> parameter_values(const std::optional<Tensor>& values, const Tensor& x, const char* name);
 
-// Turns tensors into operands and keeps their copies, if any had to be made, alive.
+// Turns tensors, which outlive it, into operands, and keeps copies alive where some had to be made.
 class Operands {
  public:
   explicit Operands(Shape& shape) : shape_(shape) {}
@@ -34,9 +36,9 @@ class Operands {
   std::optional<Operand> view(const Tensor& tensor) const;
   std::optional<Operand> one_sample(const Tensor& tensor);
   bool adjacent(const Operand& operand) const;
-  Operand keep(const Tensor& tensor, Operand operand);
 
   Shape& shape_;
+  bool first_ = true;
   std::vector<Tensor> kept_;
 };
 

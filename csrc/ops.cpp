@@ -1,4 +1,5 @@
-// What PyTorch's dispatcher sees: schemas, argument checks, allocation. Everything is checked before anything is written.
+// The CPU's implementations of the operators that ops/schema.py defines: argument checks, allocation. Everything is checked
+// before anything is written.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -18,7 +19,7 @@ using Optional = std::optional<Tensor>;
 using torch::headeronly::ScalarType;
 
 // What is measured, one row each; and what backward reduces.
-enum StatisticsRow { count_row, mean_row, m2_row, rstd_row, statistics_rows };
+enum StatisticsRow { count_row, mean_row, m2_row, statistics_rows };
 enum SumsRow { dz_row, dz_xhat_row, sums_rows };
 
 void check_like(const Optional& tensor, const Tensor& x, const char* name) {
@@ -51,7 +52,7 @@ struct Call {
     problem.activation = static_cast<Activation>(activation);
     problem.slope = slope;
     cut = virtual_batch > 0;
-    items = cut ? virtual_batch : problem.shape.batch;
+    items = cut ? std::min(virtual_batch, std::max<int64_t>(problem.shape.batch, 1)) : problem.shape.batch;
     groups = cut ? (problem.shape.batch + items - 1) / items : 1;
     // One value has no variance: a rest of one joins the virtual batch before it.
     if (groups > 1 && items > 1 && problem.shape.batch % items == 1 && problem.shape.space == 1) --groups;
@@ -73,15 +74,13 @@ struct Call {
     if (!empty()) operand = operands.add(tensor);
     return tensor;
   }
-  Tensor output_if(bool wanted, Operand& operand) {
-    return wanted ? output(operand) : empty_contiguous(x, {0}, x.scalar_type());
-  }
+  Tensor output_if(bool wanted, Operand& operand) { return wanted ? output(operand) : Tensor(); }
 
-  // (rows, C), or (rows, G, C) where the batch is cut.
-  Tensor rows(int64_t count, double fill) const {
+  // (rows, C), or (rows, G, C) where the batch is cut; all 0.
+  Tensor rows(int64_t count) const {
     Tensor tensor = cut ? empty_contiguous(x, {count, groups, channels()}, ScalarType::Double)
                         : empty_contiguous(x, {count, channels()}, ScalarType::Double);
-    std::fill_n(static_cast<double*>(tensor.mutable_data_ptr()), tensor.numel(), fill);
+    std::fill_n(static_cast<double*>(tensor.mutable_data_ptr()), count * groups * channels(), 0.0);
     return tensor;
   }
   const double* rows(const Tensor& tensor, int64_t count, const char* name) const {
@@ -91,9 +90,9 @@ struct Call {
     STD_TORCH_CHECK(fits && tensor.scalar_type() == ScalarType::Double && tensor.is_contiguous() && tensor.is_cpu(), name,
                     " must be float64, contiguous, with ", count, " rows for each of ", groups, " virtual batch(es) and ",
                     channels(), " channels");
-    return static_cast<const double*>(tensor.const_data_ptr());
+    return static_cast<const double*>(values_of(tensor, name));
   }
-  double* rows(Tensor& tensor) const { return static_cast<double*>(tensor.mutable_data_ptr()); }
+  double* rows(const Tensor& tensor) const { return static_cast<double*>(tensor.mutable_data_ptr()); }
   template <class T>
   T* row(T* rows, int64_t row, int64_t group) const {
     return rows + (row * groups + group) * channels();
@@ -132,88 +131,102 @@ double count(const Problem& p) {
   return static_cast<double>(p.mask ? count_set(p.mask, samples) : samples);
 }
 
-Tensor measured(const Call& call, double eps) {
-  Tensor statistics = call.rows(statistics_rows, 0);
+// 1 / sqrt(variance + eps) of every virtual batch's channels.
+std::vector<double> rstds(const Call& call, const double* statistics, double eps) {
   const int64_t values = call.groups * call.channels();
-  std::fill_n(call.row(call.rows(statistics), rstd_row, 0), values, 1 / std::sqrt(eps));  // of what has no values
-  return statistics;
+  const double *counts = call.row(statistics, count_row, 0), *m2s = call.row(statistics, m2_row, 0);
+  std::vector<double> out(values);
+  for (int64_t i = 0; i < values; ++i) out[i] = 1 / std::sqrt(m2s[i] / std::max(counts[i], 1.0) + eps);
+  return out;
 }
 
-std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, Optional residual, Optional mask, double eps,
-                                   int64_t activation, double slope, int64_t virtual_batch) {
-  Call call(x, weight, bias, residual, mask, activation, slope, virtual_batch);
+void check_measures(const Call& call, bool masked, double eps) {
   STD_TORCH_CHECK(!(eps <= 0), "eps must be positive where the batch is measured, got ", eps);
-  STD_TORCH_CHECK(mask || !call.has_lonely_values(), "one value in a channel has no variance");
+  STD_TORCH_CHECK(masked || !call.has_lonely_values(), "one value in a channel has no variance");
+}
+
+std::tuple<Tensor, Tensor> measure_and_normalize(Call& call, double eps) {
   const Tensor y = call.output(call.problem.y);
-  Tensor statistics = measured(call, eps);
+  Tensor statistics = call.rows(statistics_rows);
   double* rows = call.rows(statistics);
+  std::vector<double> rstd(call.channels());
   call.each_group([&](const Problem& p, int64_t g) {
     std::fill_n(call.row(rows, count_row, g), call.channels(), count(p));
-    batchnorm::forward(p, eps, call.row(rows, mean_row, g), call.row(rows, m2_row, g), call.row(rows, rstd_row, g));
+    batchnorm::forward(p, eps, call.row(rows, mean_row, g), call.row(rows, m2_row, g), rstd.data());
   });
   return {y, statistics};
+}
+
+std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, double eps, int64_t activation, double slope,
+                                   Optional residual, Optional mask, int64_t virtual_batch) {
+  Call call(x, weight, bias, residual, mask, activation, slope, virtual_batch);
+  check_measures(call, mask.has_value(), eps);
+  return measure_and_normalize(call, eps);
 }
 
 std::tuple<Tensor, Tensor> infer(Tensor x, Tensor running_mean, Tensor running_var, Optional weight, Optional bias,
-                                 Optional residual, Optional mask, double eps, int64_t activation, double slope) {
+                                 double eps, int64_t activation, double slope, Optional residual, Optional mask, bool keep) {
   Call call(x, weight, bias, residual, mask, activation, slope, 0);
   STD_TORCH_CHECK(!(eps < 0), "eps must not be negative, got ", eps);
-  const std::vector<double> means = channel_values(running_mean, call.channels(), "running_mean");
-  const std::vector<double> variances = channel_values(running_var, call.channels(), "running_var");
+  const std::vector<double> mean = channel_values(running_mean, call.channels(), "running_mean");
+  std::vector<double> variance = channel_values(running_var, call.channels(), "running_var");
   const Tensor y = call.output(call.problem.y);
-  Tensor statistics = call.rows(statistics_rows, 0);
-  double *mean = call.row(call.rows(statistics), mean_row, 0), *rstd = call.row(call.rows(statistics), rstd_row, 0);
-  std::copy(means.begin(), means.end(), mean);
-  std::transform(variances.begin(), variances.end(), rstd, [&](double v) { return 1 / std::sqrt(v + eps); });
-  if (!call.empty()) batchnorm::normalize(call.problem, mean, rstd);
+  Tensor statistics;
+  if (keep) {  // as m2 over a count of nothing: see rstds
+    statistics = call.rows(statistics_rows);
+    std::copy(mean.begin(), mean.end(), call.row(call.rows(statistics), mean_row, 0));
+    std::copy(variance.begin(), variance.end(), call.row(call.rows(statistics), m2_row, 0));
+  }
+  std::transform(variance.begin(), variance.end(), variance.begin(), [&](double v) { return 1 / std::sqrt(v + eps); });
+  if (!call.empty()) batchnorm::normalize(call.problem, mean.data(), variance.data());
   return {y, statistics};
 }
 
-Tensor measure(Tensor x, Optional mask, double eps, int64_t virtual_batch) {
+Tensor measure(Tensor x, Optional mask, int64_t virtual_batch) {
   Call call(x, {}, {}, {}, mask, 0, 0, virtual_batch);
-  Tensor statistics = measured(call, eps);
+  Tensor statistics = call.rows(statistics_rows);
   double* rows = call.rows(statistics);
   call.each_group([&](const Problem& p, int64_t g) {
-    double *mean = call.row(rows, mean_row, g), *m2 = call.row(rows, m2_row, g), *rstd = call.row(rows, rstd_row, g);
     int64_t n = 0;
-    batchnorm::measure(p, n, mean, m2);
+    batchnorm::measure(p, n, call.row(rows, mean_row, g), call.row(rows, m2_row, g));
     std::fill_n(call.row(rows, count_row, g), call.channels(), static_cast<double>(n));
-    std::transform(m2, m2 + call.channels(), rstd,
-                   [&](double v) { return 1 / std::sqrt(v / static_cast<double>(std::max<int64_t>(n, 1)) + eps); });
   });
   return statistics;
 }
 
-Tensor normalize(Tensor x, Tensor statistics, Optional weight, Optional bias, Optional residual, Optional mask,
-                 int64_t activation, double slope, int64_t virtual_batch) {
+Tensor normalize(Tensor x, Tensor statistics, Optional weight, Optional bias, double eps, int64_t activation, double slope,
+                 Optional residual, Optional mask, int64_t virtual_batch) {
   Call call(x, weight, bias, residual, mask, activation, slope, virtual_batch);
   const double* rows = call.rows(statistics, statistics_rows, "statistics");
+  const std::vector<double> rstd = rstds(call, rows, eps);
   const Tensor y = call.output(call.problem.y);
   call.each_group([&](const Problem& p, int64_t g) {
-    batchnorm::normalize(p, call.row(rows, mean_row, g), call.row(rows, rstd_row, g));
+    batchnorm::normalize(p, call.row(rows, mean_row, g), call.row(rstd.data(), 0, g));
   });
   return y;
 }
 
-Tensor reduce(Tensor dy, Tensor x, Tensor statistics, Optional weight, Optional bias, Optional residual, Optional y,
-              Optional mask, int64_t activation, double slope, int64_t virtual_batch) {
+Tensor reduce(Tensor dy, Tensor x, Tensor statistics, Optional weight, Optional bias, double eps, int64_t activation,
+              double slope, Optional residual, Optional y, Optional mask, int64_t virtual_batch) {
   Call call(x, weight, bias, residual, mask, activation, slope, virtual_batch, dy, y);
   const double* rows = call.rows(statistics, statistics_rows, "statistics");
-  Tensor sums = call.rows(sums_rows, 0);
+  const std::vector<double> rstd = rstds(call, rows, eps);
+  Tensor sums = call.rows(sums_rows);
   double* out = call.rows(sums);
   call.each_group([&](const Problem& p, int64_t g) {
-    batchnorm::reduce(p, call.row(rows, mean_row, g), call.row(rows, rstd_row, g), call.row(out, dz_row, g),
+    batchnorm::reduce(p, call.row(rows, mean_row, g), call.row(rstd.data(), 0, g), call.row(out, dz_row, g),
                       call.row(out, dz_xhat_row, g));
   });
   return sums;
 }
 
-std::tuple<Tensor, Tensor> apply(Tensor dy, Tensor x, Tensor statistics, Optional weight, Optional bias,
-                                 Optional residual, Optional y, Optional mask, Optional sums, int64_t activation,
-                                 double slope, int64_t virtual_batch, bool need_dx, bool need_dresidual) {
+std::tuple<Tensor, Tensor> apply(Tensor dy, Tensor x, Tensor statistics, Optional sums, Optional weight, Optional bias,
+                                 double eps, int64_t activation, double slope, Optional residual, Optional y, Optional mask,
+                                 int64_t virtual_batch, bool need_dx, bool need_dresidual) {
   Call call(x, weight, bias, residual, mask, activation, slope, virtual_batch, dy, y);
   const double* rows = call.rows(statistics, statistics_rows, "statistics");
   const double* totals = sums ? call.rows(*sums, sums_rows, "sums") : nullptr;
+  const std::vector<double> rstd = rstds(call, rows, eps);
   const Tensor dx = call.output_if(need_dx, call.problem.dx);
   const Tensor dresidual = call.output_if(need_dresidual, call.problem.dresidual);
   call.problem.through_mean = sums.has_value();
@@ -225,7 +238,7 @@ std::tuple<Tensor, Tensor> apply(Tensor dy, Tensor x, Tensor statistics, Optiona
       means[c] = call.row(totals, dz_row, g)[c] / n;
       means[c + call.channels()] = call.row(totals, dz_xhat_row, g)[c] / n;
     }
-    batchnorm::apply(p, call.row(rows, mean_row, g), call.row(rows, rstd_row, g), means.data(),
+    batchnorm::apply(p, call.row(rows, mean_row, g), call.row(rstd.data(), 0, g), means.data(),
                      means.data() + call.channels());
   });
   return {dx, dresidual};
@@ -242,7 +255,7 @@ void sum_groups(const Call& call, const double* sums, SumsRow row, T* out) {
 
 // The parameter's gradient: the sums of all virtual batches, in its dtype.
 Tensor gradient_of(const Optional& parameter, const Call& call, const double* sums, SumsRow row) {
-  if (!parameter) return empty_contiguous(call.x, {0}, ScalarType::Double);
+  if (!parameter) return Tensor();
   const Tensor out = empty_contiguous(call.x, {call.channels()}, parameter->scalar_type());
   void* data = out.mutable_data_ptr();
   switch (type_of(*parameter)) {
@@ -255,17 +268,18 @@ Tensor gradient_of(const Optional& parameter, const Call& call, const double* su
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor statistics, Optional weight, Optional bias,
-                                                    Optional residual, Optional y, Optional mask, int64_t activation,
-                                                    double slope, int64_t virtual_batch, bool measured, bool need_dx,
-                                                    bool need_dresidual) {
+                                                    double eps, int64_t activation, double slope, Optional residual,
+                                                    Optional y, Optional mask, int64_t virtual_batch, bool measured,
+                                                    bool need_dx, bool need_dresidual) {
   Call call(x, weight, bias, residual, mask, activation, slope, virtual_batch, dy, y);
   const double* rows = call.rows(statistics, statistics_rows, "statistics");
+  const std::vector<double> rstd = rstds(call, rows, eps);
   const Tensor dx = call.output_if(need_dx, call.problem.dx);
   const Tensor dresidual = call.output_if(need_dresidual, call.problem.dresidual);
   std::vector<double> sums(sums_rows * call.groups * call.channels());
   call.problem.through_mean = measured;
   call.each_group([&](const Problem& p, int64_t g) {
-    batchnorm::backward(p, call.row(rows, mean_row, g), call.row(rows, rstd_row, g), call.row(sums.data(), dz_row, g),
+    batchnorm::backward(p, call.row(rows, mean_row, g), call.row(rstd.data(), 0, g), call.row(sums.data(), dz_row, g),
                         call.row(sums.data(), dz_xhat_row, g));
   });
   return {dx, dresidual, gradient_of(weight, call, sums.data(), dz_xhat_row), gradient_of(bias, call, sums.data(), dz_row)};
@@ -276,6 +290,7 @@ void check_running(const Tensor& running, int64_t channels, const char* name) {
                   " channels");
   STD_TORCH_CHECK(running.is_cpu(), name, " must be on the CPU, as the input is");
   type_of(running);
+  values_of(running, name);
 }
 
 // running = (1 - momentum) * running + momentum * measured(c), where there is such a value.
@@ -300,15 +315,9 @@ void move_towards(const Tensor& running, double momentum, F measured) {
 }
 
 // What was not measured moves nothing: no value has no mean, and one value has no unbiased variance.
-void update_running(Tensor running_mean, Tensor running_var, Tensor statistics, double momentum, bool unbiased,
-                    bool skip_nonfinite) {
-  STD_TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == statistics_rows &&
-                      statistics.scalar_type() == ScalarType::Double && statistics.is_contiguous() && statistics.is_cpu(),
-                  "statistics must be float64, contiguous, (4, channels)");
-  const int64_t channels = statistics.size(1);
-  check_running(running_mean, channels, "running_mean");
-  check_running(running_var, channels, "running_var");
-  const double* rows = static_cast<const double*>(statistics.const_data_ptr());
+void move(const Tensor& running_mean, const Tensor& running_var, const double* rows, double momentum, bool unbiased,
+          bool skip_nonfinite) {
+  const int64_t channels = running_mean.size(0);
   const double *counts = rows + count_row * channels, *means = rows + mean_row * channels, *m2s = rows + m2_row * channels;
   const auto counts_at_least = [&](int64_t c, double least) {
     return counts[c] >= least && !(skip_nonfinite && !(std::isfinite(means[c]) && std::isfinite(m2s[c])));
@@ -321,38 +330,45 @@ void update_running(Tensor running_mean, Tensor running_var, Tensor statistics, 
   });
 }
 
+void update_running(Tensor running_mean, Tensor running_var, Tensor statistics, double momentum, bool unbiased,
+                    bool skip_nonfinite) {
+  STD_TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == statistics_rows &&
+                      statistics.scalar_type() == ScalarType::Double && statistics.is_contiguous() && statistics.is_cpu(),
+                  "statistics must be float64, contiguous, (3, channels)");
+  const int64_t channels = statistics.size(1);
+  check_running(running_mean, channels, "running_mean");
+  check_running(running_var, channels, "running_var");
+  move(running_mean, running_var, static_cast<const double*>(values_of(statistics, "statistics")), momentum, unbiased,
+       skip_nonfinite);
+}
+
+std::tuple<Tensor, Tensor> forward_and_update(Tensor x, Optional weight, Optional bias, double eps, Optional running_mean,
+                                              Optional running_var, Optional batches, double momentum, int64_t activation,
+                                              double slope, Optional residual, Optional mask, bool unbiased,
+                                              bool skip_nonfinite) {
+  Call call(x, weight, bias, residual, mask, activation, slope, 0);
+  check_measures(call, mask.has_value(), eps);
+  STD_TORCH_CHECK(running_mean.has_value() == running_var.has_value(), "running_mean and running_var go together");
+  if (running_mean) {
+    check_running(*running_mean, call.channels(), "running_mean");
+    check_running(*running_var, call.channels(), "running_var");
+  }
+  int64_t* counter = nullptr;
+  if (batches) {
+    STD_TORCH_CHECK(batches->scalar_type() == ScalarType::Long && batches->numel() == 1 && batches->is_cpu(),
+                    "batches must be one int64 on the CPU");
+    counter = static_cast<int64_t*>(const_cast<void*>(values_of(*batches, "batches")));
+  }
+  const std::tuple<Tensor, Tensor> result = measure_and_normalize(call, eps);
+  if (running_mean) move(*running_mean, *running_var, call.rows(std::get<1>(result)), momentum, unbiased, skip_nonfinite);
+  if (counter) ++*counter;
+  return result;
+}
+
 int64_t vector_bytes() { return batchnorm::vector_bytes(); }
 
 }  // namespace
 }  // namespace batchnorm::ops
-
-STABLE_TORCH_LIBRARY(batchnorm, library) {
-  library.def(
-      "forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, float eps, int act, float slope, "
-      "int virtual_batch) -> (Tensor y, Tensor statistics)");
-  library.def(
-      "infer(Tensor x, Tensor running_mean, Tensor running_var, Tensor? weight, Tensor? bias, Tensor? residual, "
-      "Tensor? mask, float eps, int act, float slope) -> (Tensor y, Tensor statistics)");
-  library.def("measure(Tensor x, Tensor? mask, float eps, int virtual_batch) -> Tensor statistics");
-  library.def(
-      "normalize(Tensor x, Tensor statistics, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, int act, "
-      "float slope, int virtual_batch) -> Tensor");
-  library.def(
-      "reduce(Tensor dy, Tensor x, Tensor statistics, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? y, "
-      "Tensor? mask, int act, float slope, int virtual_batch) -> Tensor sums");
-  library.def(
-      "apply(Tensor dy, Tensor x, Tensor statistics, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? y, "
-      "Tensor? mask, Tensor? sums, int act, float slope, int virtual_batch, bool need_dx, bool need_dresidual) -> "
-      "(Tensor dx, Tensor dresidual)");
-  library.def(
-      "backward(Tensor dy, Tensor x, Tensor statistics, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? y, "
-      "Tensor? mask, int act, float slope, int virtual_batch, bool measured, bool need_dx, bool need_dresidual) -> "
-      "(Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
-  library.def(
-      "update_running_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor statistics, float momentum, bool unbiased, "
-      "bool skip_nonfinite) -> ()");
-  library.def("vector_bytes() -> int");  // of the registers in use
-}
 
 STABLE_TORCH_LIBRARY_IMPL(batchnorm, CompositeExplicitAutograd, library) {
   library.impl("vector_bytes", TORCH_BOX(&batchnorm::ops::vector_bytes));
@@ -367,4 +383,5 @@ STABLE_TORCH_LIBRARY_IMPL(batchnorm, CPU, library) {
   library.impl("apply", TORCH_BOX(&batchnorm::ops::apply));
   library.impl("backward", TORCH_BOX(&batchnorm::ops::backward));
   library.impl("update_running_", TORCH_BOX(&batchnorm::ops::update_running));
+  library.impl("forward_", TORCH_BOX(&batchnorm::ops::forward_and_update));
 }

@@ -17,7 +17,8 @@ void each_run(const Region& region, int64_t space, F f) {
     for (int64_t c = 0; c < region.channels; ++c, position += space) f(c, position);
 }
 
-// A line past the width is filled too: the loops read whole lines of constants. Planes have one position.
+// A line past the width is filled too: the loops read whole lines of constants. Planes have one position. A run is written in
+// whole lines, and what is too much of the last one is the next run's to overwrite.
 template <class V, class A>
 void spread(const Cut& cut, const Region& region, const V* channels, A* positions) {
   if (cut.planes) {
@@ -30,7 +31,9 @@ void spread(const Cut& cut, const Region& region, const V* channels, A* position
                      [](V v) { return static_cast<A>(v); });
   else
     each_run(region, cut.space, [&](int64_t c, int64_t position) {
-      std::fill_n(positions + position, cut.space, static_cast<A>(channels[c]));
+      constexpr int64_t lanes = line_bytes / sizeof(A);
+      const A value = static_cast<A>(channels[c]);
+      for (int64_t i = 0; i < cut.space; i += lanes) std::fill_n(positions + position + i, lanes, value);
     });
   std::fill(positions + region.width, positions + std::min(max_width, region.width + line_bytes), A{0});
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -29,20 +29,20 @@ class Activation:
 
     name: str
     slope: float = 0.0
+    code: int = field(init=False, repr=False, compare=False)
+    """The integer by which compiled operators know it."""
+    output_determines_derivative: bool = field(init=False, repr=False, compare=False)
+    """True when the derivative can be computed from the output alone."""
 
     def __str__(self) -> str:
         return self.name if self.slope == _SLOPED.get(self.name, 0.0) else f"{self.name}({self.slope:g})"
 
-    @property
-    def code(self) -> int:
-        """The integer by which compiled operators know it."""
-        return _KINDS[self.name].code
-
-    @property
-    def output_determines_derivative(self) -> bool:
-        """True when the derivative can be computed from the output alone."""
+    def __post_init__(self) -> None:
+        kind = _KINDS[self.name]
         # With a slope that is not positive, negative inputs and positive ones may share an output.
-        return _KINDS[self.name].from_output is not None and (self.name not in _SLOPED or self.slope > 0)
+        by_output = kind.from_output is not None and (self.name not in _SLOPED or self.slope > 0)
+        object.__setattr__(self, "code", kind.code)
+        object.__setattr__(self, "output_determines_derivative", by_output)
 
     def __call__(self, z: Tensor) -> Tensor:
         """y = act(z)."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from . import activations
 from .activations import Activation
 from .checks import check_virtual_batch_size
+from .ops import at_once
 from .ops.plain import Operands, Settings
 from .pipeline import Running, Tracking, normalize_batch
 
@@ -80,11 +81,16 @@ def batch_norm(
     """
     if virtual_batch_size is not None:
         check_virtual_batch_size(virtual_batch_size)
-    return normalize_batch(
-        Operands(input, weight, bias, residual, mask),
-        Running(running_mean, running_var),
-        Settings(eps, activations.parse(activation), virtual_batch_size or 0),
-        training,
-        Tracking(momentum) if training else None,
-        ranks=process_group,
-    )[0]
+    act = activations.parse(activation)
+    if virtual_batch_size is None and process_group is None and at_once.possible(input):
+        try:
+            if training:
+                moved = (running_mean, running_var, None, momentum, True, False)
+                return at_once.train(input, weight, bias, residual, mask, eps, act, moved)[0]
+            if running_mean is not None and running_var is not None:
+                return at_once.infer(input, weight, bias, residual, mask, eps, act, running_mean, running_var)
+        except (RuntimeError, TypeError):
+            pass  # refused, and nothing has moved: below it goes another way, or is told why it cannot
+    operands, running = Operands(input, weight, bias, residual, mask), Running(running_mean, running_var)
+    settings, tracking = Settings(eps, act, virtual_batch_size or 0), Tracking(momentum) if training else None
+    return normalize_batch(operands, running, settings, training, tracking, ranks=process_group)[0]

@@ -11,10 +11,10 @@ from torch import Tensor
 from . import activations
 from .checks import NonfiniteStatistics, check, lonely_values
 from .moments import Moments, broadcast_mask
-from .ops import collective, plain, steps
+from .ops import choose, collective, native, plain
 from .ops.autograd import measure_and_normalize, normalize, normalize_measured
+from .ops.choose import under_transform
 from .ops.plain import Operands, Settings
-from .ops.steps import under_transform
 
 __all__ = [
     "Nonfinite",
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Nonfinite = Literal["propagate", "skip", "raise"]
+Statistics = Tensor | native.Measured
+"""What a call measured, as the operators that measured it keep it; `moments_of` reads both."""
 
 
 class Running(NamedTuple):
@@ -63,7 +65,7 @@ def normalize_batch(
     tracking: Tracking | None,
     ranks: ProcessGroup | None = None,
     renorm: tuple[float, float] | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Statistics | None]:
     """`batch_norm`, and the statistics it measured, for `moments_of`: None where it measured nothing.
 
     Args:
@@ -74,36 +76,18 @@ def normalize_batch(
         renorm: r_max and d_max of batch renormalization.
     """
     x, _, _, residual, mask = operands
-    alone = ranks is None and renorm is None
-    fuses = residual is None or (
-        isinstance(residual, Tensor) and residual.shape == x.shape and residual.dtype == x.dtype
-    )
-    at_once = alone and fuses and (tracking is None or not isinstance(tracking.momentum, Tensor))
-    if at_once and steps.compiled_at_once(*operands, *running):
-        # To check everything takes as long as to normalise a small batch. The operators check it too, before anything
-        # is written, but have no good words: those are looked for once they refused.
-        try:
-            if training:
-                return train_alone(operands, running, settings, tracking)
-            return evaluate(operands, running, settings)
-        except Exception:
-            try:
-                check(operands, *running, training, settings)
-            except Exception as said:
-                raise said from None
-            raise
     check(operands, *running, training, settings, synchronized=ranks is not None, renormalized=renorm is not None)
-    if not fuses:
-        assert residual is not None
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         unactivated = settings._replace(activation=activations.NONE)
         z, statistics = normalize_batch(
             operands._replace(residual=None), running, unactivated, training, tracking, ranks, renorm
         )
         return _added(z, residual, mask, settings), statistics
+    alone = ranks is None and renorm is None
     if _exports() and alone and _is_standard(mask, settings, training, tracking):
         return exported(operands, running, settings, training, tracking), None
     if not training:
-        return evaluate(operands, running, settings)
+        return evaluate(operands, running, settings), None
     if renorm is not None:
         return train_renormalized(operands, running, settings, tracking, ranks, renorm)
     if ranks is not None:
@@ -114,22 +98,37 @@ def normalize_batch(
 # The paths. Each is given checked operands, whose residual has x's shape and dtype.
 
 
-def evaluate(operands: Operands, running: Running, settings: Settings) -> tuple[Tensor, None]:
+def evaluate(operands: Operands, running: Running, settings: Settings) -> Tensor:
     """Normalized by the running statistics; nothing is measured."""
     assert running.mean is not None
     assert running.var is not None
     if settings.virtual_batch:
         settings = settings._replace(virtual_batch=0)
-    return normalize(operands, running.mean, running.var, settings), None
+    if choose.serves_native(operands, settings, training=False):
+        return native.infer(operands, running.mean, running.var, settings)
+    return normalize(operands, running.mean, running.var, settings)
 
 
 def train_alone(
     operands: Operands, running: Running, settings: Settings, tracking: Tracking | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Statistics]:
     """Normalized by what this process measures."""
+    if choose.serves_native(operands, settings, training=True):
+        return _train_natively(operands, running, settings, tracking)
     y, statistics = measure_and_normalize(operands, settings)
-    _follow(running, _followed(statistics, settings.eps, tracking), tracking)
+    _follow(running, _followed(statistics, tracking), tracking)
     return y, statistics
+
+
+def _train_natively(
+    operands: Operands, running: Running, settings: Settings, tracking: Tracking | None
+) -> tuple[Tensor, Statistics]:
+    if tracking is not None and running.mean is not None and _is_as_torch(tracking):
+        return native.train(operands, settings, *running, float(tracking.momentum))
+    y, measured = native.train(operands, settings, None, None, 0.0)
+    if tracking is not None and running.mean is not None:
+        _follow(running, _followed(measured.statistics(), tracking), tracking)
+    return y, measured
 
 
 def train_over_ranks(
@@ -191,52 +190,54 @@ def _measured(
     """Statistics of the batch, of all ranks if there are any; and what the running statistics are to follow."""
     x, mask = operands.x, operands.mask
     with torch.no_grad():
-        statistics = steps.measure(x.detach(), mask, settings)
+        statistics = choose.steps(x).measure(x.detach(), mask)
         if ranks is not None:
-            statistics = collective.merge_over(statistics, settings.eps, ranks)
+            statistics = collective.merge_over(statistics, ranks)
             if mask is None and collective.is_lonely(statistics):
                 raise lonely_values(x)
-        return statistics, _followed(statistics, settings.eps, tracking)
+        return statistics, _followed(statistics, tracking)
 
 
 def track(running: Running, moments: Moments, tracking: Tracking) -> Tensor:
     """Move the running statistics, in place, towards moments that were measured before; returns their statistics."""
-    statistics = plain.statistics_of(moments.count, moments.mean, moments.m2, eps=1.0)
-    _follow(running, _followed(statistics, 1.0, tracking), tracking)
+    statistics = plain.statistics_of(moments.count, moments.mean, moments.m2)
+    _follow(running, _followed(statistics, tracking), tracking)
     return statistics
 
 
 def _follow(running: Running, statistics: Tensor, tracking: Tracking | None) -> None:
     mean, var = running
-    if tracking is not None and not (mean is None and var is None):
-        # One without the other is refused there.
-        steps.track(mean, var, statistics, tracking.momentum, tracking.unbiased, tracking.nonfinite == "skip")  # pyright: ignore[reportArgumentType]
+    if tracking is None or mean is None or var is None:
+        return
+    # A momentum that is a tensor must not be read where somebody traces, and vmap may have made a batch of the running
+    # statistics.
+    steps = plain if isinstance(tracking.momentum, Tensor) else choose.steps(statistics)
+    steps.track(mean, var, statistics, tracking.momentum, tracking.unbiased, tracking.nonfinite == "skip")
 
 
-def moments_of(statistics: Tensor) -> Moments:
+def moments_of(statistics: Statistics) -> Moments:
     """The Moments of what a call measured: of all its virtual batches, or ranks, together."""
-    count, mean, m2, _ = statistics
+    count, mean, m2 = statistics if isinstance(statistics, Tensor) else statistics.statistics()
     moments = Moments(count, mean, m2)
     if mean.dim() == 2:
         moments = moments.merged()
     return Moments(moments.count[:1].sum().to(torch.int64), moments.mean, moments.m2)
 
 
-def _merged(statistics: Tensor, eps: float) -> Tensor:
-    """Statistics of the union of virtual batches: (4, G, C) to (4, C)."""
-    count, mean, m2, _ = statistics
-    union = Moments(count, mean, m2).merged()
-    return plain.statistics_of(union.count, union.mean, union.m2, eps)
+def _merged(statistics: Tensor) -> Tensor:
+    """Statistics of the union of virtual batches: (3, G, C) to (3, C)."""
+    union = Moments(*statistics).merged()
+    return plain.statistics_of(union.count, union.mean, union.m2)
 
 
-def _followed(statistics: Tensor, eps: float, tracking: Tracking | None) -> Tensor:
-    """What the running statistics are to follow, (4, C); raises, before anything has moved, if that was asked."""
+def _followed(statistics: Tensor, tracking: Tracking | None) -> Tensor:
+    """What the running statistics are to follow, (3, C); raises, before anything has moved, if that was asked."""
     if tracking is None:
         return statistics
     if statistics.dim() == 3:
-        statistics = _merged(statistics, eps)
+        statistics = _merged(statistics)
     if tracking.nonfinite == "raise":
-        _, mean, m2, _ = statistics
+        _, mean, m2 = statistics
         broken = (~(mean.isfinite() & m2.isfinite())).nonzero().flatten().tolist()
         if broken:
             raise NonfiniteStatistics(
@@ -256,7 +257,7 @@ def _renormalized(
     """
     assert running.mean is not None
     assert running.var is not None
-    _, mean, _, rstd = statistics
+    mean, rstd = statistics[1], plain.Statistics(*statistics).rstd(eps)
     rstd_running = torch.rsqrt(running.var.double() + eps)
     r = (rstd_running / rstd).clamp(1 / r_max, r_max)
     d = ((mean - running.mean.double()) * rstd_running).clamp(-d_max, d_max)
@@ -276,5 +277,10 @@ def _exports() -> bool:
 
 def _is_standard(mask: Tensor | None, settings: Settings, training: bool, tracking: Tracking | None) -> bool:
     """Whether torch's own operator computes this."""
-    usual = tracking is None or (not isinstance(tracking.momentum, Tensor) and tracking.unbiased)
+    usual = tracking is None or _is_as_torch(tracking)
     return usual and not (training and (mask is not None or settings.virtual_batch))
+
+
+def _is_as_torch(tracking: Tracking) -> bool:
+    """Whether torch's own operator moves the running statistics so."""
+    return not isinstance(tracking.momentum, Tensor) and tracking.unbiased and tracking.nonfinite == "propagate"

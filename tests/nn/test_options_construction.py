@@ -11,7 +11,7 @@ from torch import nn
 
 import batchnorm as bn
 from batchnorm.nn.layer import BatchNormLayer
-from batchnorm.ops import steps
+from batchnorm.ops import cpu
 
 ALL = {
     "activation": "relu",
@@ -90,7 +90,7 @@ def test_reset_without_initializers_is_torchs():
 def test_decay_is_one_minus_momentum_and_unbiased_chooses_the_variance(
     compiled, unbiased, options, momentum, monkeypatch
 ):
-    monkeypatch.setattr(steps, "COMPILED", compiled)
+    monkeypatch.setattr(cpu, "COMPILED", compiled)
     layer = randomize(bn.BatchNorm1d(3, unbiased=unbiased, **options))
     assert layer.momentum == pytest.approx(momentum, abs=1e-15)
     before = layer.running_var.double()

@@ -10,7 +10,7 @@ from stepping import assert_step, randomize
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.ops import steps
+from batchnorm.ops import cpu
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -47,7 +47,7 @@ def test_propagate_is_what_torch_does(training_shape, value):
 @pytest.mark.parametrize("compiled", [True, False])
 def test_skip_keeps_the_channel_and_tracks_the_others(compiled, value, options, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(steps, "COMPILED", False)
+        monkeypatch.setattr(cpu, "COMPILED", False)
     layer = randomize(bn.BatchNorm1d(3, nonfinite="skip", **options))
     twin = copy.deepcopy(layer)
     x = poisoned((8, 3), value)

@@ -7,32 +7,32 @@ import pytest
 import torch
 from cases import make, vectors
 
-from batchnorm.activations import Activation
-from batchnorm.ops import load, plain
-from batchnorm.ops.plain import Settings
+from batchnorm.ops import cpu, plain
 
 X = make((4, 3, 5, 6))
 V = vectors(3)
 AFFINE = (V["weight"], V["bias"])
 MASK = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(0)) < 0.5
 RELU = (1, 0.0)
-STATISTICS = plain.measure(X, None, Settings(1e-5, Activation("relu")))
-EACH = plain.measure(X, MASK, Settings(1e-5, Activation("relu"), virtual_batch=3))  # of virtual batches of 3 and 1
+STATISTICS = plain.measure(X, None)
+EACH = plain.measure(X, MASK, 3)  # of virtual batches of 3 and 1
+USUAL = (*AFFINE, 1e-5, *RELU)
 
 CALLS = {
-    "forward": (X, *AFFINE, X, MASK, 1e-5, *RELU, 3),
-    "infer": (X, V["running_mean"], V["running_var"], *AFFINE, X, MASK, 1e-5, *RELU),
-    "measure": (X, MASK, 1e-5, 0),
-    "normalize": (X, STATISTICS, *AFFINE, X, MASK, *RELU, 0),
-    "reduce": (X, X, EACH, *AFFINE, None, X, MASK, *RELU, 3),
-    "apply": (X, X, EACH, *AFFINE, None, X, MASK, EACH[:2], *RELU, 3, True, True),
-    "backward": (X, X, STATISTICS, *AFFINE, None, X, None, *RELU, 0, True, True, True),
+    "forward": (X, *USUAL, X, MASK, 3),
+    "forward_": (X, *AFFINE, 1e-5, V["running_mean"], V["running_var"], torch.tensor(3), 0.1, *RELU, X, MASK),
+    "infer": (X, V["running_mean"], V["running_var"], *USUAL, X, MASK, True),
+    "measure": (X, MASK),
+    "normalize": (X, STATISTICS, *USUAL, X, MASK),
+    "reduce": (X, X, EACH, *USUAL, None, X, MASK, 3),
+    "apply": (X, X, EACH, EACH[:2], *USUAL, None, X, MASK, 3, True, True),
+    "backward": (X, X, STATISTICS, *USUAL, None, X, None, 0, True, True, True),
     "update_running_": (V["running_mean"], V["running_var"], STATISTICS, 0.1, True, True),
 }
 
 
 def test_the_operators_are_compiled():
-    assert load.COMPILED, "the suite has to test the compiled operators; is there a C++ compiler?"
+    assert cpu.COMPILED, "the suite has to test the compiled operators; is there a C++ compiler?"
 
 
 def test_every_operator_is_checked():

@@ -7,7 +7,7 @@ from compare import assert_close
 
 from batchnorm import reference
 from batchnorm.activations import Activation
-from batchnorm.ops.load import COMPILED
+from batchnorm.ops.cpu import COMPILED
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
 compiled = torch.ops.batchnorm
@@ -46,22 +46,22 @@ def run(x, v, dy, *, residual=None, activation=None, mask=None, training=True, k
     act = (activation.code, activation.slope)
     w, b = parameters(x, v)
     if mask is None and training:
-        y, statistics = compiled.forward(x, w, b, residual, mask, EPS, *act, 0)
+        y, statistics = compiled.forward(x, w, b, EPS, *act, residual, mask)
     elif training:
-        statistics = compiled.measure(x, mask, EPS, 0)
-        y = compiled.normalize(x, statistics, w, b, residual, mask, *act, 0)
+        statistics = compiled.measure(x, mask)
+        y = compiled.normalize(x, statistics, w, b, EPS, *act, residual, mask)
     else:
         running = v["running_mean"], v["running_var"]
-        y, statistics = compiled.infer(x, *running, w, b, residual, mask, EPS, *act)
-    _, mean, _, rstd = statistics
-    var = rstd.pow(-2) - EPS
+        y, statistics = compiled.infer(x, *running, w, b, EPS, *act, residual, mask, keep=True)
+    count, mean, m2 = statistics
+    var = m2 / count.clamp(min=1)
     kept = (None, y) if keep_y else (residual, None)
-    sums = compiled.reduce(dy, x, statistics, w, b, *kept, mask, *act, 0)
+    sums = compiled.reduce(dy, x, statistics, w, b, EPS, *act, *kept, mask)
     if mask is None:
-        dx, dresidual, *_ = compiled.backward(dy, x, statistics, w, b, *kept, mask, *act, 0, training, True, True)
+        dx, dresidual, *_ = compiled.backward(dy, x, statistics, w, b, EPS, *act, *kept, mask, 0, training, True, True)
     else:
         through = sums if training else None
-        dx, dresidual = compiled.apply(dy, x, statistics, w, b, *kept, mask, through, *act, 0, True, True)
+        dx, dresidual = compiled.apply(dy, x, statistics, through, w, b, EPS, *act, *kept, mask, 0, True, True)
     gradients = dx, dresidual, *sums
     return y, mean, var, *gradients
 
@@ -226,7 +226,7 @@ def test_operands_of_other_layouts(shape, layout):
 def test_exact_at_any_mean(mu, shape, layout):
     torch.manual_seed(5)
     x = laid_out((torch.randn(shape, dtype=torch.float64) + mu).float(), layout)
-    y, (_, mean, m2, _) = compiled.forward(x, None, None, None, None, EPS, 0, 0.0, 0)
+    y, (_, mean, m2) = compiled.forward(x, None, None, EPS)
     exact = reference.forward(x, eps=EPS)
     within = exact.y.abs() <= 6
     assert (y - exact.y)[within].abs().max() <= 4e-6
@@ -277,7 +277,8 @@ Z = torch.cat(
         -torch.logspace(-40, 2, 2000, dtype=torch.float64),
     ]
 )
-UNCHANGED = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)[:, None]  # statistics that leave x as it is
+UNCHANGED = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)[:, None]  # statistics that leave x as it is
+ALONE = (None, None, 0.0)  # no weight, no bias, no eps
 # In float32 the last places of z before an exponential matter: exp(z) is off by |z| eps relatively, so what decays like
 # exp(-|z|) |z| is off by a few eps. gelu_tanh cancels 1 + tanh as torch does.
 ULPS = {"gelu_tanh": 16, "silu": 16, "gelu": 8}
@@ -290,15 +291,15 @@ def test_activations_over_the_whole_range(name, dtype):
     z = Z.to(dtype)
     x = z[:, None]
     act = (activation.code, activation.slope)
-    y = compiled.normalize(x, UNCHANGED, None, None, None, None, *act, 0)[:, 0]
+    y = compiled.normalize(x, UNCHANGED, *ALONE, *act)[:, 0]
     dy = torch.ones_like(x)
-    dz = compiled.apply(dy, x, UNCHANGED, *[None] * 6, *act, 0, True, False)[0][:, 0]
+    dz = compiled.apply(dy, x, UNCHANGED, None, *ALONE, *act)[0][:, 0]
     exact, slope = activation(z.double()), activation.derivative(z.double())
     eps, ulps = torch.finfo(dtype).eps, ULPS.get(name, 3)
     assert ((y.double() - exact).abs() <= ulps * eps * (1 + exact.abs())).all()
     assert ((dz.double() - slope).abs() <= 4 * ulps * eps).all()
     if activation.output_determines_derivative and name in ("elu", "sigmoid", "tanh"):
-        from_y = compiled.apply(dy, x, UNCHANGED, *[None] * 3, y[:, None], None, None, *act, 0, True, False)[0][:, 0]
+        from_y = compiled.apply(dy, x, UNCHANGED, None, *ALONE, *act, y=y[:, None])[0][:, 0]
         assert ((from_y.double() - slope).abs() <= 8 * eps).all()
 
 
@@ -307,7 +308,7 @@ def test_small_results_keep_their_relative_precision(name):
     """Where torch's float32 keeps full relative precision near zero or in a tail, so do these."""
     z = Z[(Z.abs() < 80) & (Z.abs() > 1e-30)].float()  # no subnormal results
     activation = activation_of(name)
-    y = compiled.normalize(z[:, None], UNCHANGED, *[None] * 4, activation.code, activation.slope, 0)[:, 0]
+    y = compiled.normalize(z[:, None], UNCHANGED, *ALONE, activation.code, activation.slope)[:, 0]
     exact = activation(z.double())
     assert ((y.double() - exact).abs() <= 4 * torch.finfo(torch.float32).eps * exact.abs()).all()
 
@@ -316,7 +317,7 @@ def test_small_results_keep_their_relative_precision(name):
 def test_activations_at_special_values_are_torchs(name):
     z = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 1e38, -1e38, 1e-45, 6, 3, -3, 0, 0, 0, 0, 0, 0, 0])
     activation = activation_of(name)
-    y = compiled.normalize(z[:, None], UNCHANGED, *[None] * 4, activation.code, activation.slope, 0)[:, 0]
+    y = compiled.normalize(z[:, None], UNCHANGED, *ALONE, activation.code, activation.slope)[:, 0]
     expected = activation(z)
     if name == "gelu":
         expected[1] = torch.inf  # torch's vector loop says NaN there and its scalar loop inf; the limit is inf
@@ -327,7 +328,7 @@ def test_activations_at_special_values_are_torchs(name):
 def test_conversions_are_torchs_for_every_value(dtype):
     """All 65536 values in; out, floats on, between and beside them, rounded to nearest even."""
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    same = compiled.normalize(every[:, None], UNCHANGED, *[None] * 4, 0, 0.0, 0)[:, 0]
+    same = compiled.normalize(every[:, None], UNCHANGED, *ALONE)[:, 0]
     kept = every.where(every.isfinite() | every.isnan(), every)  # x - 0 keeps infinities too
     assert torch.equal(same.isnan(), kept.isnan())
     number = ~kept.isnan() & (kept != 0)  # (-0) - 0 + 0 is +0
@@ -338,7 +339,7 @@ def test_conversions_are_torchs_for_every_value(dtype):
     # x is 1, so that z = weight exactly: its rounding to y's dtype is what is seen.
     x = torch.ones(1, values.numel(), dtype=dtype)
     n = values.numel()
-    y = compiled.normalize(x, UNCHANGED.expand(4, n).contiguous(), values, *[None] * 3, 0, 0.0, 0)[0]
+    y = compiled.normalize(x, UNCHANGED.expand(3, n).contiguous(), values, None, 0.0)[0]
     expected = values.to(dtype)
     assert torch.equal(y[values != 0], expected[values != 0])
 
@@ -362,12 +363,7 @@ def test_wrong_arguments_are_refused(change, message):
         "x": torch.ones(3, 4),
         "weight": None,
         "bias": None,
-        "residual": None,
-        "mask": None,
         "eps": EPS,
-        "act": 0,
-        "slope": 0.0,
-        "virtual_batch": 0,
     }
     with pytest.raises(RuntimeError, match=message):
         compiled.forward(**{**arguments, **change})

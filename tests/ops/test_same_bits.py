@@ -9,7 +9,7 @@ import torch
 from cases import laid_out, make, vectors
 
 from batchnorm import batch_norm
-from batchnorm.ops.load import COMPILED
+from batchnorm.ops.cpu import COMPILED
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compil
 PROGRAM = """
 import hashlib
 import torch
-import batchnorm.ops.load
+import batchnorm.ops.cpu
 op = torch.ops.batchnorm
 print(op.vector_bytes())
 
@@ -28,13 +28,13 @@ def normal(shape, dtype, layout=torch.contiguous_format):
 
 def results(x, dy, residual, code, mask):
     weight, bias = (normal(x.shape[1:2], torch.promote_types(x.dtype, torch.float32)) for _ in range(2))
-    y, statistics = op.forward(x, weight, bias, residual, None, 1e-5, code, 0.3, 0)
-    kept = (weight, bias, residual, None)
+    y, statistics = op.forward(x, weight, bias, 1e-5, code, 0.3, residual)
+    kept = (weight, bias, 1e-5, code, 0.3, residual, None)
     return [
-        y, statistics, *op.backward(dy, x, statistics, *kept, None, code, 0.3, 0, True, True, True),
-        op.measure(x, mask, 1e-5, 0), op.normalize(x, statistics, weight, bias, residual, mask, code, 0.3, 0),
-        op.reduce(dy, x, statistics, *kept, mask, code, 0.3, 0),
-        *op.forward(x, weight, bias, residual, mask, 1e-5, code, 0.3, 5),
+        y, statistics, *op.backward(dy, x, statistics, *kept, need_dresidual=True),
+        op.measure(x, mask), op.normalize(x, statistics, *kept[:-1], mask),
+        op.reduce(dy, x, statistics, *kept, mask),
+        *op.forward(x, *kept[:-1], mask, 5),
     ]
 
 def everything():

@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..activations import NONE
 from ..mixin import option, plain_class
 from ..moments import Moments, mask_of_lengths
-from ..ops import steps
-from ..ops.plain import Settings
+from ..ops import choose
 from ..pipeline import moments_of
 
 UNKNOWN = -1  # a count that only the device could tell
@@ -48,7 +46,7 @@ def given(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> G
 def moments_given(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Moments:
     """Moments of the samples, in float64: this rank's alone, of all virtual batches together."""
     x, mask = given(layer, args, kwargs)
-    return moments_of(steps.measure(x, mask, Settings(1.0, NONE)))
+    return moments_of(choose.steps(x).measure(x, mask))
 
 
 def count_given(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:

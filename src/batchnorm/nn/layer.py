@@ -14,11 +14,13 @@ from ..activations import Activation
 from ..checks import LonelyValues, NonfiniteStatistics, lonely_values
 from ..mixin import BatchNorm
 from ..moments import Moments, mask_of_lengths
+from ..ops import at_once
 from ..ops.collective import several
 from ..pipeline import (
     Operands,
     Running,
     Settings,
+    Statistics,
     Tracking,
     moments_of,
     normalize_batch,
@@ -29,6 +31,7 @@ from .frozen import freeze_as_saved
 from .naming import name_of
 from .options import Options, beyond_torch, put_options
 from .recompute import recomputing
+from .usual import usual_call
 
 
 class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
@@ -40,14 +43,16 @@ class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
 
     # Class attributes, so that a torch.nn layer whose class is swapped for one of these has them too.
     _batchnorm_options: Options = Options()
-    _batchnorm_measured: Tensor | Moments | None = None  # the statistics of the last batch measured in train mode
+    _batchnorm_measured: Statistics | Moments | None = None  # the statistics of the last batch measured in train mode
     _batchnorm_skipped: Tensor | None = None  # how many batches had something that was not finite
 
     @property
     def _batchnorm_moments(self) -> Moments | None:
-        if isinstance(self._batchnorm_measured, Tensor):  # one step in many is asked for
-            self.__dict__["_batchnorm_measured"] = moments_of(self._batchnorm_measured)
-        return self._batchnorm_measured  # pyright: ignore[reportReturnType]
+        measured = self._batchnorm_measured
+        if measured is None or isinstance(measured, Moments):
+            return measured
+        moments = self.__dict__["_batchnorm_measured"] = moments_of(measured)  # one step in many is asked for
+        return moments
 
     def forward(
         self,
@@ -69,10 +74,15 @@ class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
                 first so many values count. Beside a mask, what both say counts.
             activation: for this call; None for the layer's own.
         """
+        options = self._batchnorm_options
+        if at_once.possible(input) and options.usual and lengths is None and activation is None:
+            self._check_input_dim(input)
+            y = usual_call(self, input, residual, mask, options)
+            if y is not None:
+                return y
         if isinstance(input, fx.Proxy):  # torch.fx takes torch.nn's layers whole, and so it shall ours
             return _traced_whole(self, input, residual=residual, mask=mask, lengths=lengths, activation=activation)
         self._check_input_dim(input)
-        options = self._batchnorm_options
         dim = 1 if options.channel_dim == 1 else dimension_of_channels(input, options.channel_dim, self.num_features)
         if lengths is not None:
             mask = mask_of_lengths(lengths, input, dim, mask)
@@ -117,15 +127,22 @@ class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
             self._batchnorm_remember(statistics, tracks)
         return y if dim == 1 else channels_back(y, input, dim)
 
-    def _batchnorm_remember(self, statistics: Tensor, tracked: bool) -> None:
+    def _batchnorm_remember(self, statistics: Statistics, tracked: bool) -> None:
         """What a train-mode call measured, for `measured` and `skipped`."""
         if under_transform():
             return
         if tracked and self._batchnorm_options.nonfinite == "skip":
-            broken = (~statistics.isfinite().all()).long()
-            self._batchnorm_skipped = broken if self._batchnorm_skipped is None else self._batchnorm_skipped + broken
+            self._batchnorm_count_broken(statistics)
         if not torch.compiler.is_compiling():
-            self.__dict__["_batchnorm_measured"] = statistics  # Module's own assignment costs a microsecond
+            self.__dict__["_batchnorm_measured"] = statistics
+
+    def _batchnorm_count_broken(self, statistics: Statistics) -> None:
+        """Count the batch if any channel's statistics are not finite."""
+        values = statistics if isinstance(statistics, Tensor) else statistics.statistics()
+        broken = (~values.isfinite().all()).long()
+        if self._batchnorm_skipped is None:
+            self._batchnorm_skipped = torch.zeros_like(broken)
+        self._batchnorm_skipped.add_(broken)  # in place, so that a captured CUDA graph counts on
 
     def reset_running_stats(self) -> None:
         """Set the running statistics to 0 and 1, or as the layer's initializers say, and the counts to 0."""

@@ -39,8 +39,15 @@ class Options:
     process_group: ProcessGroup | None = None
     initializers: Mapping[str, Initializer] = field(default_factory=dict)
 
+    usual: bool = field(init=False, repr=False, compare=False)
+    """Whether a call on one rank, of a layer with these, may be one operator: decided once, not per call."""
 
-ALL = tuple(each.name for each in fields(Options))
+    def __post_init__(self) -> None:
+        usual = (self.virtual_batch_size, self.renorm, self.channel_dim) == (None, None, 1)
+        object.__setattr__(self, "usual", usual and self.nonfinite != "raise")
+
+
+ALL = tuple(each.name for each in fields(Options) if each.init)
 SHOWN = tuple(name for name in ALL if name not in ("process_group", "initializers"))
 
 
@@ -89,7 +96,7 @@ def restore_options(layer: nn.Module) -> None:
 
 def check_options(given: Options, tracks: bool) -> Options:
     """The options, the activation parsed; raises a ValueError where they do not exist or contradict each other."""
-    options = vars(given)
+    options = {name: getattr(given, name) for name in ALL}
     for name, known in (("nonfinite", ("propagate", "skip", "raise")), ("singleton", ("raise", "running"))):
         if options[name] not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, but got {options[name]!r}")

@@ -6,50 +6,54 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from . import collective, plain, steps
+from ..activations import Activation
+from . import choose, collective, plain
 from .plain import Operands, Settings
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_TENSORS = len(Operands._fields)  # the leading arguments of all three functions
+_TENSORS = len(Operands._fields)  # the leading arguments of all functions
+_is_grad_enabled = torch.is_grad_enabled
 
 
 def normalize(operands: Operands, running_mean: Tensor, running_var: Tensor, settings: Settings) -> Tensor:
     """y = act((x - mean) * rstd * weight + bias + residual) with the running statistics, as in eval."""
-    if steps.under_transform():
-        return plain.normalize(operands, plain.given(running_mean, running_var, settings.eps), settings)
-    if _differentiates(operands):
+    if choose.composes(operands.x):
+        return plain.infer(operands, running_mean, running_var, settings, keep=False)[0]
+    if _is_grad_enabled() and _differentiates(*operands):
         return Normalize.apply(*operands, running_mean, running_var, settings)  # pyright: ignore[reportReturnType]
-    return steps.infer(operands, running_mean, running_var, settings)[0]
+    return choose.steps(operands.x).infer(operands, running_mean, running_var, settings, keep=False)[0]
 
 
 def measure_and_normalize(operands: Operands, settings: Settings) -> tuple[Tensor, Tensor]:
     """The same with the statistics of x itself, as in training; returns them too."""
-    if steps.under_transform():
-        statistics = plain.measure(operands.x, operands.mask, settings)
-        return plain.normalize(operands, statistics, settings), statistics.detach()
-    if _differentiates(operands):
+    if choose.composes(operands.x):
+        y, statistics = plain.forward(operands, settings)
+        return y, statistics.detach()
+    if _is_grad_enabled() and _differentiates(*operands):
         return MeasureAndNormalize.apply(*operands, settings)  # pyright: ignore[reportReturnType]
-    return steps.forward(operands, settings)
+    return choose.steps(operands.x).forward(operands, settings)
 
 
 def normalize_measured(
     operands: Operands, statistics: Tensor, settings: Settings, ranks: ProcessGroup | None
 ) -> Tensor:
     """The same with statistics that `measure` gave before, of x alone or of all ranks' x."""
-    if steps.under_transform():
+    if choose.composes(operands.x):
         _refuse_more_derivatives(ranks)
-        return plain.normalize(operands, plain.measure(operands.x, operands.mask, settings), settings)
-    if _differentiates(operands):
+        return plain.normalize(operands, plain.measure(operands.x, operands.mask, settings.virtual_batch), settings)
+    if _is_grad_enabled() and _differentiates(*operands):
         return NormalizeMeasured.apply(*operands, statistics, settings, ranks)  # pyright: ignore[reportReturnType]
-    return steps.normalize(operands, statistics, settings)
+    return choose.steps(operands.x).normalize(operands, statistics, settings)
 
 
-def _differentiates(operands: Operands) -> bool:
-    x, weight, bias, residual, _ = operands
-    return torch.is_grad_enabled() and (
+def _differentiates(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None = None
+) -> bool:
+    return (
         x.requires_grad  # in training mostly enough
         or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
@@ -57,28 +61,30 @@ def _differentiates(operands: Operands) -> bool:
     )
 
 
-class Normalize(torch.autograd.Function):
+class Normalize(Function):
     """`normalize`, as autograd sees it."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         *operands, running_mean, running_var, settings = inputs
-        y, statistics = steps.infer(Operands(*operands), running_mean, running_var, settings)
+        ctx.steps = choose.steps(operands[0])
+        y, statistics = ctx.steps.infer(Operands(*operands), running_mean, running_var, settings, keep=True)
         _keep(ctx, operands, y, statistics, settings)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, grad_outputs[0], measured=False), None, None, None, None
+        return *gradients(ctx, grad_outputs[0], measured=False), None, None, None, None
 
 
-class MeasureAndNormalize(torch.autograd.Function):
+class MeasureAndNormalize(Function):
     """`measure_and_normalize`, as autograd sees it."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         *operands, settings = inputs
-        y, statistics = steps.forward(Operands(*operands), settings)
+        ctx.steps = choose.steps(operands[0])
+        y, statistics = ctx.steps.forward(Operands(*operands), settings)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         _keep(ctx, operands, y, statistics, settings)
@@ -88,63 +94,69 @@ class MeasureAndNormalize(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         if grad_outputs[0] is None:
             return (None,) * (_TENSORS + 1)
-        return *_gradients(ctx, grad_outputs[0], measured=True), None, None
+        return *gradients(ctx, grad_outputs[0], measured=True), None, None
 
 
-class NormalizeMeasured(torch.autograd.Function):
+class NormalizeMeasured(Function):
     """`normalize_measured`, as autograd sees it."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         *operands, statistics, settings, ranks = inputs
         ctx.ranks = ranks
-        y = steps.normalize(Operands(*operands), statistics, settings)
+        ctx.steps = choose.steps(operands[0])
+        y = ctx.steps.normalize(Operands(*operands), statistics, settings)
         _keep(ctx, operands, y, statistics, settings)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, grad_outputs[0], measured=True, ranks=ctx.ranks), None, None, None, None
+        return *gradients(ctx, grad_outputs[0], measured=True, ranks=ctx.ranks), None, None, None, None
 
 
-def _keep(ctx: Any, operands: list[Any], y: Tensor, statistics: Tensor, settings: Settings) -> None:
-    """Keep x and channel vectors; beside a residual what the activation's derivative needs: y if that will do."""
+def _keep(ctx: Any, operands: Any, y: Tensor, statistics: Tensor | None, settings: Settings) -> None:
+    """Save what backward needs."""
     x, weight, bias, residual, mask = operands
-    activation = settings.activation
+    kept_residual, kept_y = (None, None) if residual is None else kept_beside(residual, y, settings.activation)
     ctx.settings = settings
-    by_output = residual is not None and activation.output_determines_derivative
-    kept_y = y if by_output and activation.name != "none" else None
-    kept_residual = None if by_output else residual
-    ctx.save_for_backward(x, weight, bias, kept_residual, mask, kept_y, statistics)
+    # Beside what is saved, for hooks may bring back in half precision what they are given. Tracers save it all.
+    ctx.statistics = None if torch.compiler.is_compiling() else statistics
+    traced = (statistics,) if torch.compiler.is_compiling() else ()
+    ctx.save_for_backward(x, weight, bias, kept_residual, mask, kept_y, *traced)
 
 
-def _gradients(ctx: Any, dy: Tensor, measured: bool, ranks: ProcessGroup | None = None) -> tuple[Tensor | None, ...]:
+def kept_beside(residual: Tensor, y: Tensor, activation: Activation) -> tuple[Tensor | None, Tensor | None]:
+    """Of a call with a residual, that or y: what the activation's derivative needs."""
+    if not activation.output_determines_derivative:
+        return residual, None
+    return None, None if activation.name == "none" else y
+
+
+def gradients(ctx: Any, dy: Tensor, measured: bool, ranks: ProcessGroup | None = None) -> tuple[Tensor | None, ...]:
     """Gradients with respect to x, weight, bias, residual."""
-    *operands, y, statistics = ctx.saved_tensors
-    operands, settings = Operands(*operands), ctx.settings
+    saved = ctx.saved_tensors
+    x, weight, bias, residual, mask, y, *traced = saved if len(saved) > 3 else (*saved, None, None, None)
+    operands, statistics = Operands(x, weight, bias, residual, mask), traced[0] if traced else ctx.statistics
+    settings = ctx.settings
     need_dx, need_dweight, need_dbias, need_dresidual = ctx.needs_input_grad[:4]
-    if torch.is_grad_enabled():
+    if _is_grad_enabled():
         # Somebody will differentiate this gradient, so it has to be a function of x in autograd's eyes, statistics
         # included. Plain operators are.
         _refuse_more_derivatives(ranks)
         if measured:
-            statistics = plain.measure(operands.x, operands.mask, settings)
-        dx, dresidual, dweight, dbias = steps.backward_plain(dy, operands, y, statistics, settings, measured)
+            statistics = plain.measure(operands.x, operands.mask, settings.virtual_batch)
+        gradients = plain.backward(dy, operands, y, statistics, settings, measured, need_dx, need_dresidual)
     elif ranks is None:
-        dx, dresidual, dweight, dbias = steps.backward(
-            dy, operands, y, statistics, settings, measured, need_dx, need_dresidual
-        )
+        gradients = ctx.steps.backward(dy, operands, y, statistics, settings, measured, need_dx, need_dresidual)
     else:
-        sums = steps.reduce(dy, operands, y, statistics, settings)
-        dweight, dbias = steps.parameter_gradients(sums, operands)
+        sums = ctx.steps.reduce(dy, operands, y, statistics, settings)
         total = collective.sum_over(sums, ranks)
-        dx, dresidual = steps.apply(dy, operands, y, statistics, total, settings, need_dx, need_dresidual)
-    return (
-        dx if need_dx else None,
-        dweight if need_dweight else None,
-        dbias if need_dbias else None,
-        dresidual if need_dresidual else None,
-    )
+        gradients = (
+            *ctx.steps.apply(dy, operands, y, statistics, total, settings, need_dx, need_dresidual),
+            *plain.parameter_gradients(sums, operands),
+        )
+    dx, dresidual, dweight, dbias = gradients
+    return dx, dweight if need_dweight else None, dbias if need_dbias else None, dresidual
 
 
 def _refuse_more_derivatives(ranks: ProcessGroup | None) -> None:

@@ -24,14 +24,14 @@ def several(ranks: ProcessGroup | None) -> ProcessGroup | None:
     return ranks if dist.get_world_size(ranks) > 1 else None
 
 
-def merge_over(statistics: Tensor, eps: float, ranks: ProcessGroup) -> Tensor:
-    """Statistics of the union of all ranks' samples, (4, C), the same bits on every rank.
+def merge_over(statistics: Tensor, ranks: ProcessGroup) -> Tensor:
+    """Statistics of the union of all ranks' samples, (3, C), the same bits on every rank.
 
     One all-gather of (count, mean, m2) for every channel; a rank without samples takes part with counts of 0.
     """
-    count, mean, m2 = gather(statistics[:3], ranks).unbind(1)
+    count, mean, m2 = gather(statistics, ranks).unbind(1)
     merged = Moments(count, mean, m2).merged()
-    return statistics_of(merged.count, merged.mean, merged.m2, eps)
+    return statistics_of(merged.count, merged.mean, merged.m2)
 
 
 def is_lonely(statistics: Tensor) -> bool:

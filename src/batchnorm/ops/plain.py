@@ -39,29 +39,30 @@ class Settings(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistics:
-    """The rows of what is measured: float64, (C,) each, or (G, C) for G virtual batches. One tensor holds all four."""
+    """The rows of what is measured: float64, (C,) each, or (G, C) for G virtual batches. One tensor holds all three."""
 
     count: Tensor
     mean: Tensor
     m2: Tensor
-    rstd: Tensor
+
+    def rstd(self, eps: float) -> Tensor:
+        """1 / sqrt(variance + eps)."""
+        return torch.rsqrt(self.m2 / self.count.clamp(min=1) + eps)
 
 
-def statistics_of(count: Tensor, mean: Tensor, m2: Tensor, eps: float) -> Tensor:
-    """The (4, C) or (4, G, C) tensor of `Statistics`, with rstd = 1 / sqrt(m2 / count + eps)."""
-    count = count.double().expand_as(mean)
-    return torch.stack((count, mean, m2, torch.rsqrt(m2 / count.clamp(min=1) + eps)))
+def statistics_of(count: Tensor, mean: Tensor, m2: Tensor) -> Tensor:
+    """The (3, C) or (3, G, C) tensor of `Statistics`."""
+    return torch.stack((count.double().expand_as(mean), mean, m2))
 
 
-def given(running_mean: Tensor, running_var: Tensor, eps: float) -> Tensor:
-    """The same of running statistics: a count of 0, for nothing was measured."""
-    mean, none = running_mean.double(), torch.zeros_like(running_mean, dtype=torch.float64)
-    return torch.stack((none, mean, none, torch.rsqrt(running_var.double() + eps)))
+def given(running_mean: Tensor, running_var: Tensor) -> Tensor:
+    """The same of running statistics: a count of 0, for nothing was measured, and the variance in the row of m2."""
+    mean = running_mean.double()
+    return torch.stack((torch.zeros_like(mean), mean, running_var.double()))
 
 
-def measure(x: Tensor, mask: Tensor | None, settings: Settings) -> Tensor:
-    """Statistics of each channel of x, (4, C) or (4, G, C)."""
-    size = settings.virtual_batch
+def measure(x: Tensor, mask: Tensor | None, size: int = 0) -> Tensor:
+    """Statistics of each channel of x, (3, C); of virtual batches of `size` items (3, G, C)."""
     values, present = x, torch.ones((x.size(0), 1, *[1] * (x.dim() - 2)), dtype=torch.float64, device=x.device)
     if mask is None:
         present = present * (x.numel() // max(x.size(0) * x.size(1), 1))
@@ -73,7 +74,7 @@ def measure(x: Tensor, mask: Tensor | None, settings: Settings) -> Tensor:
     centred = _centre(values, mean, size)
     if mask is not None:
         centred = torch.where(mask, centred, 0.0)
-    return statistics_of(count, mean, _sum(centred.square(), x, size), settings.eps)
+    return statistics_of(count, mean, _sum(centred.square(), x, size))
 
 
 def normalize(operands: Operands, statistics: Tensor, settings: Settings) -> Tensor:
@@ -83,30 +84,76 @@ def normalize(operands: Operands, statistics: Tensor, settings: Settings) -> Ten
     return y if mask is None else torch.where(broadcast_mask(mask, x), y, 0.0)
 
 
+def forward(operands: Operands, settings: Settings) -> tuple[Tensor, Tensor]:
+    """y, and the statistics it was normalized with: those of x."""
+    statistics = measure(operands.x, operands.mask, settings.virtual_batch)
+    return normalize(operands, statistics, settings), statistics
+
+
+def infer(
+    operands: Operands, running_mean: Tensor, running_var: Tensor, settings: Settings, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """y, and the statistics it was normalized with: the running ones."""
+    statistics = given(running_mean, running_var)
+    return normalize(operands, statistics, settings), statistics if keep else None
+
+
 def reduce(dy: Tensor, operands: Operands, y: Tensor | None, statistics: Tensor, settings: Settings) -> Tensor:
     """sum(dz) and sum(dz * xhat) of each channel, (2, C) or (2, G, C) float64, where dz = dy * act'(z)."""
-    dz, xhat = _dz_and_xhat(dy, operands, y, Statistics(*statistics), settings)
-    return torch.stack([_sum(terms, operands.x, settings.virtual_batch) for terms in (dz, dz * xhat)])
+    return _sums(*_dz_and_xhat(dy, operands, y, Statistics(*statistics), settings), operands, settings)
 
 
 def apply(
-    dy: Tensor, operands: Operands, y: Tensor | None, statistics: Tensor, sums: Tensor | None, settings: Settings
-) -> tuple[Tensor, Tensor]:
+    dy: Tensor,
+    operands: Operands,
+    y: Tensor | None,
+    statistics: Tensor,
+    sums: Tensor | None,
+    settings: Settings,
+    need_dx: bool,
+    need_dresidual: bool,
+) -> tuple[Tensor | None, Tensor | None]:
     """dx = (dz - mean(dz) - xhat * mean(dz * xhat)) * weight * rstd, and dz, which is the residual's gradient.
 
     The means are `sums` over the count; None where the statistics were given, not measured: nothing flows through them.
     """
-    x, mask, size = operands.x, operands.mask, settings.virtual_batch
     measured = Statistics(*statistics)
     dz, xhat = _dz_and_xhat(dy, operands, y, measured, settings)
-    dx = dz
-    if sums is not None:
-        mean_dz, mean_dz_xhat = (sums / measured.count.clamp(min=1)).to(dz.dtype)
-        dx = dz - _spread(mean_dz, x, size) - xhat * _spread(mean_dz_xhat, x, size)
-    dx = (dx * _spread(_scale(operands.weight, measured.rstd, dz.dtype), x, size)).to(x.dtype)
-    if mask is not None:
-        dx = torch.where(broadcast_mask(mask, x), dx, 0.0)
-    return dx, dz.to(x.dtype)
+    return (
+        _dx(dz, xhat, operands, measured, sums, settings) if need_dx else None,
+        dz.to(operands.x.dtype) if need_dresidual else None,
+    )
+
+
+def backward(
+    dy: Tensor,
+    operands: Operands,
+    y: Tensor | None,
+    statistics: Tensor,
+    settings: Settings,
+    measured: bool,
+    need_dx: bool,
+    need_dresidual: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """dx, dresidual, dweight and dbias, differentiable with respect to every tensor argument."""
+    rows = Statistics(*statistics)
+    dz, xhat = _dz_and_xhat(dy, operands, y, rows, settings)
+    sums = _sums(dz, xhat, operands, settings)
+    return (
+        _dx(dz, xhat, operands, rows, sums if measured else None, settings) if need_dx else None,
+        dz.to(operands.x.dtype) if need_dresidual else None,
+        *parameter_gradients(sums, operands),
+    )
+
+
+def parameter_gradients(sums: Tensor, operands: Operands) -> tuple[Tensor | None, Tensor | None]:
+    """dweight and dbias of the sums of `reduce`, in the parameters' dtypes."""
+    dbias, dweight = sums.sum(1) if sums.dim() == 3 else sums
+    weight, bias = operands.weight, operands.bias
+    return (
+        None if weight is None else dweight.to(weight.dtype),
+        None if bias is None else dbias.to(bias.dtype),
+    )
 
 
 @torch.no_grad()
@@ -119,13 +166,29 @@ def track(
     skip_nonfinite: bool,
 ) -> None:
     """running = (1 - momentum) * running + momentum * measured, in place, in float64 before the one rounding."""
-    count, mean, m2, _ = statistics
+    count, mean, m2 = statistics
     sound = mean.isfinite() & m2.isfinite() if skip_nonfinite else torch.ones_like(mean, dtype=torch.bool)
     missing = 1 if unbiased else 0
     variance = m2 / (count - missing).clamp(min=1)
     for running, measured, enough in ((running_mean, mean, count > 0), (running_var, variance, count > missing)):
         tracked = running.double()
         running.copy_(torch.where(enough & sound, tracked + (measured - tracked) * momentum, tracked))
+
+
+def _sums(dz: Tensor, xhat: Tensor, operands: Operands, settings: Settings) -> Tensor:
+    return torch.stack([_sum(terms, operands.x, settings.virtual_batch) for terms in (dz, dz * xhat)])
+
+
+def _dx(
+    dz: Tensor, xhat: Tensor, operands: Operands, measured: Statistics, sums: Tensor | None, settings: Settings
+) -> Tensor:
+    x, mask, size = operands.x, operands.mask, settings.virtual_batch
+    dx = dz
+    if sums is not None:
+        mean_dz, mean_dz_xhat = (sums / measured.count.clamp(min=1)).to(dz.dtype)
+        dx = dz - _spread(mean_dz, x, size) - xhat * _spread(mean_dz_xhat, x, size)
+    dx = (dx * _spread(_scale(operands.weight, measured.rstd(settings.eps), dz.dtype), x, size)).to(x.dtype)
+    return dx if mask is None else torch.where(broadcast_mask(mask, x), dx, 0.0)
 
 
 def _dz_and_xhat(
@@ -137,7 +200,7 @@ def _dz_and_xhat(
         dy, y = torch.where(mask, dy, 0.0), None if y is None else torch.where(mask, y, 0.0)
     x = operands.x
     xhat = _centre(x, measured.mean, settings.virtual_batch)
-    xhat = xhat * _spread(measured.rstd.to(xhat.dtype), x, settings.virtual_batch)
+    xhat = xhat * _spread(measured.rstd(settings.eps).to(xhat.dtype), x, settings.virtual_batch)
     if y is not None:
         derivative = settings.activation.derivative_from_output(y.to(xhat.dtype))
     else:
@@ -162,7 +225,7 @@ def _cleared(operands: Operands) -> Operands:
 def _pre_activation(operands: Operands, measured: Statistics, settings: Settings) -> Tensor:
     x, size = operands.x, settings.virtual_batch
     z = _centre(x, measured.mean, size)
-    z = z * _spread(_scale(operands.weight, measured.rstd, z.dtype), x, size)
+    z = z * _spread(_scale(operands.weight, measured.rstd(settings.eps), z.dtype), x, size)
     if operands.bias is not None:
         z = z + _spread(operands.bias.to(z.dtype), x, size)
     return z if operands.residual is None else z + operands.residual.to(z.dtype)
@@ -194,14 +257,19 @@ def _sum(values: Tensor, x: Tensor, size: int) -> Tensor:
     if not size:
         return values.sum([d for d in range(values.dim()) if d != 1], dtype=torch.float64)
     items = values.flatten(2).sum(2, dtype=torch.float64) if values.dim() > 2 else values.double()
+    groups = virtual_batches(x, size)
+    if groups <= 1:
+        return items.sum(0, keepdim=True)[:groups]
     sums = F.pad(items, (0, 0, 0, -items.size(0) % size)).unflatten(0, (-1, size)).sum(1)
-    last = virtual_batches(x, size) - 1
-    return torch.cat((sums[:last], sums[last:].sum(0, keepdim=True))) if last > 0 else sums
+    return torch.cat((sums[: groups - 1], sums[groups - 1 :].sum(0, keepdim=True)))  # a rest of one has joined
 
 
 def _spread(channels: Tensor, x: Tensor, size: int) -> Tensor:
     """A (C,) vector, or the (G, C) of virtual batches, so that it broadcasts against x, (N, C, *)."""
     if channels.dim() == 1:
         return channels.view(1, -1, *[1] * (x.dim() - 2))
-    items = torch.cat((channels.repeat_interleave(size, 0), channels[-1:]))  # one more, that may have joined the last
-    return items[: x.size(0)].view(*x.shape[:2], *[1] * (x.dim() - 2))
+    if channels.size(0) <= 1:
+        items = channels.expand(x.size(0), -1)
+    else:
+        items = torch.cat((channels.repeat_interleave(size, 0), channels[-1:]))[: x.size(0)]  # see _sum
+    return items.view(*x.shape[:2], *[1] * (x.dim() - 2))

@@ -1,0 +1,56 @@
+"""The usual call of a layer: on a CPU, on one rank, with nothing but what one operator does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..ops import at_once
+from .options import Options
+from .recompute import recomputing
+
+if TYPE_CHECKING:
+    from .layer import BatchNormLayer
+
+
+def usual_call(
+    layer: BatchNormLayer, x: Tensor, residual: Tensor | None, mask: Tensor | None, options: Options
+) -> Tensor | None:
+    """y, as of `BatchNormLayer.forward`; None where the call is not the usual one, or was refused: nothing has moved.
+
+    The options are `usual`. To check everything in Python takes as long as to normalize a small batch.
+    """
+    parameters, buffers, training = layer._parameters, layer._buffers, layer.training
+    try:
+        # Past Module.__getattr__, which takes as long for these five as the operator for a small batch.
+        weight, bias = parameters["weight"], parameters["bias"]
+        running_mean, running_var = buffers["running_mean"], buffers["running_var"]
+        if training:
+            momentum = layer.momentum
+            if momentum is None or options.sync or recomputing():
+                return None
+            if layer.track_running_stats:
+                batches, skip = buffers["num_batches_tracked"], options.nonfinite == "skip"
+                moved = (running_mean, running_var, batches, momentum, options.unbiased, skip)
+            else:
+                skip, moved = False, at_once.NOTHING
+            y, statistics = at_once.train(
+                x,
+                weight,
+                bias,
+                residual,
+                mask,
+                layer.eps,
+                options.activation,
+                moved,  # pyright: ignore[reportArgumentType]
+            )
+            if skip:
+                layer._batchnorm_count_broken(statistics)
+            layer.__dict__["_batchnorm_measured"] = statistics  # Module's own assignment costs a microsecond
+            return y
+        if running_mean is None or running_var is None:
+            return None
+        return at_once.infer(x, weight, bias, residual, mask, layer.eps, options.activation, running_mean, running_var)
+    except (KeyError, RuntimeError, TypeError):  # a parametrized layer has no such parameter
+        return None
