@@ -136,8 +136,8 @@ def gradients(ctx: Any, dy: Tensor, measured: bool, ranks: ProcessGroup | None =
     """Gradients with respect to x, weight, bias, residual."""
     saved = ctx.saved_tensors
     x, weight, bias, residual, mask, y, *traced = saved if len(saved) > 3 else (*saved, None, None, None)
-    operands, statistics = Operands(x, weight, bias, residual, mask), traced[0] if traced else ctx.statistics
-    settings = ctx.settings
+    operands, settings = Operands(x, weight, bias, residual, mask), ctx.settings
+    statistics: Any = traced[0] if traced else ctx.statistics
     need_dx, need_dweight, need_dbias, need_dresidual = ctx.needs_input_grad[:4]
     if _is_grad_enabled():
         # Somebody will differentiate this gradient, so it has to be a function of x in autograd's eyes, statistics
