@@ -11,16 +11,13 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
+from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import cpu, native, plain
+from . import cpu, native, native_sync, plain
+from .native import is_wrapped
 from .plain import Operands, Settings
 
-_TENSORS = (Tensor, nn.Parameter, nn.Buffer, FakeTensor, FunctionalTensor)
-_PASSES_ON = torch._C._disabled_torch_dispatch_impl
 _get_tracing_state = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
 
@@ -32,11 +29,6 @@ def under_transform() -> bool:
     forward mode cannot differentiate again, and an operator of ours has no derivative of its own.
     """
     return _transforms_active() or forward_ad._current_level >= 0
-
-
-def is_wrapped(x: Tensor) -> bool:
-    """Whether x is of a subclass that sees to torch's operators itself, as DTensor does."""
-    return type(x) not in _TENSORS and getattr(type(x), "__torch_dispatch__", _PASSES_ON) is not _PASSES_ON
 
 
 def why_not_cpu(x: Tensor) -> str | None:
@@ -70,6 +62,13 @@ def serves_native(operands: Operands, settings: Settings, training: bool) -> boo
     if why_not_cpu(operands.x) is None or under_transform() or _get_tracing_state() is not None:
         return False
     return native.why_not(operands, settings, training) is None
+
+
+def serves_native_over_ranks(operands: Operands, settings: Settings) -> bool:
+    """Whether a training call over ranks is torch's own operators for that; it may be of an empty batch."""
+    if operands.mask is not None or not native_sync.serves(operands.x):
+        return False
+    return why_not_cpu(operands.x) is not None and not composes(operands.x)
 
 
 class Backend(NamedTuple):
