@@ -82,14 +82,14 @@ UNDER_SANITIZERS = LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:alloc_de
 sanitize: $(VENV)/.dev
 	CXXFLAGS="$(SANITIZERS) -fno-omit-frame-pointer -O1 -g1" LDFLAGS="$(SANITIZERS)" \
 	$(BIN)/python setup.py --quiet build --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
-	$(UNDER_SANITIZERS) -c 'import batchnorm.ops.load; assert "$(SANITIZED)/lib/batchnorm/_C" in open("/proc/self/maps").read()'
+	$(UNDER_SANITIZERS) -c 'import batchnorm.ops.cpu; assert "$(SANITIZED)/lib/batchnorm/_C" in open("/proc/self/maps").read()'
 	$(UNDER_SANITIZERS) -m pytest tests/ops
 
 CLANG := $(CURDIR)/build/clang
 BY_CLANG = PYTHONPATH=$(CLANG)/lib $(BIN)/python
 clang: $(VENV)/.dev
 	CC=clang CXX=clang++ $(BIN)/python setup.py --quiet build --build-lib $(CLANG)/lib --build-temp $(CLANG)/temp
-	$(BY_CLANG) -c 'import batchnorm.ops.load; assert "$(CLANG)/lib/batchnorm/_C" in open("/proc/self/maps").read()'
+	$(BY_CLANG) -c 'import batchnorm.ops.cpu; assert "$(CLANG)/lib/batchnorm/_C" in open("/proc/self/maps").read()'
 	$(BY_CLANG) -m pytest tests/ops
 
 # With the library's own flags, for those decide on bits; without torch, which the loops do not need.

@@ -14,7 +14,7 @@ import problems
 import pytest
 from problems import Case, cases
 
-from batchnorm.ops.load import COMPILED
+from batchnorm.ops.cpu import COMPILED
 
 pytestmark = [
     pytest.mark.skipif("BATCHNORM_DRIVER" not in os.environ, reason="make arm runs it"),
