@@ -15,7 +15,7 @@ from ..checks import LonelyValues, NonfiniteStatistics, lonely_values
 from ..mixin import BatchNorm
 from ..moments import Moments, mask_of_lengths
 from ..ops import at_once
-from ..ops.collective import several
+from ..ops.collective import RanksDiffer, several
 from ..pipeline import (
     Operands,
     Running,
@@ -113,8 +113,8 @@ class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
                 ranks,
                 None if renorm is None else renorm.limits(self.num_batches_tracked),
             )
-        except NonfiniteStatistics as error:
-            raise NonfiniteStatistics(f"{name_of(self) or 'batch norm'}: {error}") from None
+        except (NonfiniteStatistics, RanksDiffer) as error:
+            raise type(error)(f"{name_of(self) or 'batch norm'}: {error}") from None
         except LonelyValues:
             if options.singleton == "raise" or running.mean is None:
                 raise lonely_values(input, name_of(self), options.virtual_batch_size or 0) from None
