@@ -98,7 +98,7 @@ class Patterns:
     def role(self, node: ast.expr) -> str | None:
         """What self.a.b is; None for an expression of another form."""
         if isinstance(node, ast.Name):
-            return self.roles.get(self.loops.get(node.id, ""))
+            return self.roles.get(self.loops[node.id]) if node.id in self.loops else None
         path = path_of(node, self.self)
         return None if path is None else self.roles.get(path, OTHER)
 
