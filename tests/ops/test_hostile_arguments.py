@@ -1,4 +1,4 @@
-"""Arguments that no careful caller passes: each is refused, or served rightly, and what is refused has moved nothing."""
+"""Arguments that no careful caller passes: each is served rightly, or refused, and then nothing has moved."""
 
 import copy
 import gc
@@ -62,7 +62,7 @@ def test_a_tensor_without_values_among_others_is_refused(kind, name):
     given = arguments(6)
     x, mean, var, weight, bias = given.values()
     statistics, mask, residual = cpu.measure(x, None), torch.ones(6, dtype=torch.bool), torch.randn(6, 5)
-    named = dict(weight=weight, bias=bias, statistics=statistics, mask=mask, residual=residual)
+    named = {"weight": weight, "bias": bias, "statistics": statistics, "mask": mask, "residual": residual}
     named |= {"running_mean": mean, "running_var": var}
     mode = FakeTensorMode()
     named[name] = named[name].to("meta") if kind == "meta" else mode.from_tensor(named[name])
@@ -189,7 +189,9 @@ def test_a_residual_is_added_as_by_plus(dtype, shape):
     x, residual = torch.randn(8, 3), (torch.randn(shape) * 3).to(dtype)
     expected = F.relu(F.batch_norm(x, None, None, training=True) + residual)
     y = bn.batch_norm(x, training=True, residual=residual, activation="relu")
-    torch.testing.assert_close(y, expected)  # of its dtype and shape, too
+    # Of its dtype and shape, too. A few roundings of float32 at values of size 1 before anything is added.
+    atol = 0.05 if y.dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=atol)
 
 
 # Running statistics
@@ -274,6 +276,8 @@ def test_derivatives_at_special_values_are_torchs(name):
     dy = torch.full_like(z, 2.0)[:, None]
     dx, _ = operators.apply(dy, z[:, None], unchanged, None, None, None, 0.0, activation.code, activation.slope)
     expected = given.grad
+    if name in ("relu6", "elu", "hardswish"):  # torch's loop over vectors and the one over the rest differ at NaN
+        expected = torch.where(z.isnan(), 2.0, expected)  # as the latter, and as on a GPU
     if name in ("silu", "gelu", "gelu_tanh"):  # torch's are NaN at infinity, where the limits are 1 and 0
         expected = torch.where(z == torch.inf, 2.0, torch.where(z == -torch.inf, 0.0, expected))
         dx = torch.where(z.isinf()[:, None], expected[:, None], dx)
