@@ -1,6 +1,9 @@
 # make demo: install and watch gamma and beta learn.   make test: install what the tests need and run them.
 # make check: format, lint, types, who imports whom.   make bench, make wheel: measure, build.
 # make sanitize: the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer; compiling takes long.
+# make clang: the operators' tests with what Clang compiles. Needs Debian's clang, or another clang++.
+# make arm: what the operators compute, compiled for ARM and emulated, has this machine's bits. Needs Debian's packages
+#   g++-aarch64-linux-gnu and qemu-user. make arm CPU=riscv64 does it for another CPU (g++-riscv64-linux-gnu).
 # make zoo: public models converted, fused and folded beside torch, in an environment of their own (gigabytes).
 # make compat TORCH=2.10.0: the tests with the wheel, as it was built, and another release of torch (gigabytes, with CUDA).
 
@@ -10,7 +13,7 @@ PYTHON ?= python3
 INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench zoo wheel browser sanitize compat clean
+.PHONY: demo test check bench zoo wheel browser sanitize clang arm compat clean
 
 demo: $(VENV)/.demo
 	$(BIN)/batchnorm train
@@ -79,9 +82,31 @@ UNDER_SANITIZERS = LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:alloc_de
 sanitize: $(VENV)/.dev
 	CXXFLAGS="$(SANITIZERS) -fno-omit-frame-pointer -O1 -g1" LDFLAGS="$(SANITIZERS)" \
 	$(BIN)/python setup.py --quiet build --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
-	$(UNDER_SANITIZERS) -c 'import batchnorm.ops.load; assert "$(SANITIZED)/lib/batchnorm/_C" in open("/proc/self/maps").read()'
+	$(UNDER_SANITIZERS) -c 'import batchnorm.ops.cpu; assert "$(SANITIZED)/lib/batchnorm/_C" in open("/proc/self/maps").read()'
 	$(UNDER_SANITIZERS) -m pytest tests/ops
 
+CLANG := $(CURDIR)/build/clang
+BY_CLANG = PYTHONPATH=$(CLANG)/lib $(BIN)/python
+clang: $(VENV)/.dev
+	CC=clang CXX=clang++ $(BIN)/python setup.py --quiet build --build-lib $(CLANG)/lib --build-temp $(CLANG)/temp
+	$(BY_CLANG) -c 'import batchnorm.ops.cpu; assert "$(CLANG)/lib/batchnorm/_C" in open("/proc/self/maps").read()'
+	$(BY_CLANG) -m pytest tests/ops
+
+# With the library's own flags, for those decide on bits; without torch, which the loops do not need.
+CPU := aarch64
+CROSS := build/$(CPU)
+ALONE := $(addprefix $(CROSS)/,kernels_baseline.o batch_norm.o kernels.o cut.o driver.o)
+arm: $(VENV)/.dev $(CROSS)/driver
+	BATCHNORM_DRIVER="qemu-$(CPU) -L /usr/$(CPU)-linux-gnu $(CROSS)/driver" $(BIN)/python -m pytest tests/ops/test_other_cpu.py
+
+$(CROSS)/driver: $(ALONE)
+	$(CPU)-linux-gnu-g++ $^ -o $@
+
+$(CROSS)/%.o: %.cpp $(wildcard csrc/*)
+	@mkdir -p $(CROSS)
+	$(CPU)-linux-gnu-g++ @csrc/flags -Wall -Wextra -DBATCHNORM_WITHOUT_TORCH -Icsrc -c $< -o $@
+
+vpath %.cpp csrc tests/ops
 TORCH := 2.10.0
 OTHER := build/torch-$(TORCH)
 compat: wheel browser

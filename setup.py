@@ -12,8 +12,9 @@ except ImportError:
     BuildExtension = None
 
 OLDEST_TORCH = "0x020a000000000000"  # 2.10: the binary asks for nothing newer, and runs with everything newer
-# No -march=native and no -ffast-math: the same bits on every machine. Contraction into FMA would differ between them.
-FLAGS = ["-O3", "-g0", "-std=c++20", "-fopenmp-simd", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+# No -march=native and no -ffast-math: the same bits on every machine. Contraction into FMA would differ between them;
+# Clang does it by default, and GCC for ARM. A file, for `make arm` compiles with the same.
+FLAGS = Path("csrc/flags").read_text().split()
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]  # torch's headers have those
 
 

@@ -48,7 +48,7 @@ INLINE Reduced<A> reduced(Pack<A> z) {
   Reduced<A> result{r + r * r * series, {}};
   using Integers = typename Mask<A>::Vector;
   const Pack<A> origin = splat<A>(E::rounder);
-  for (int i = 0; i < n.parts; ++i) result.n.part[i] = (Integers)rounded.part[i] - (Integers)origin.part[i];
+  EACH_PART(result.n.part[i] = (Integers)rounded.part[i] - (Integers)origin.part[i]);
   return result;
 }
 
@@ -56,7 +56,7 @@ template <class A>
 INLINE Pack<A> power_of_two(Mask<A> n) {
   using E = Exponential<A>;
   Pack<A> r;
-  for (int i = 0; i < r.parts; ++i) r.part[i] = (typename Pack<A>::Vector)((n.part[i] + E::bias) << E::mantissa_bits);
+  EACH_PART(r.part[i] = (typename Pack<A>::Vector)((n.part[i] + E::bias) << E::mantissa_bits));
   return r;
 }
 
@@ -65,10 +65,10 @@ INLINE Pack<A> exp(Pack<A> z) {
   using E = Exponential<A>;
   const Reduced<A> e = reduced(clamp<A>(z, E::lowest, E::highest));
   Mask<A> half, rest;  // 2^n in two factors, each a normal number where 2^n itself is not
-  for (int i = 0; i < z.parts; ++i) {
+  EACH_PART(
     half.part[i] = e.n.part[i] >> 1;
     rest.part[i] = e.n.part[i] - half.part[i];
-  }
+  );
   return (splat<A>(1) + e.expm1_r) * power_of_two<A>(half) * power_of_two<A>(rest);
 }
 

@@ -1,12 +1,11 @@
 // The passes over a tensor: blocks to the inner loops, partial results merged in an order that the shape alone fixes.
 #include "batch_norm.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cmath>
 
 #include "constants.h"
+#include "parallel.h"
 #include "partials.h"
 #include "positions.h"
 #include "strips.h"
@@ -24,7 +23,7 @@ constexpr int64_t sampled_blocks = 4;       // of a piece, for a first estimate 
 template <class F>
 void share(int64_t tasks, int64_t values_a_task, const F& f) {
   const int64_t grain = std::max<int64_t>(1, least_parallel / std::max<int64_t>(values_a_task, 1));
-  if (tasks > grain) torch::stable::parallel_for(0, tasks, grain, f);
+  if (tasks > grain) parallel_for(tasks, grain, f);
   else if (tasks > 0) f(0, tasks);
 }
 

@@ -12,17 +12,23 @@ namespace batchnorm {
   const Kernels<double>& loops(Type, double);    \
   }
 DECLARE_TIER(baseline)
+#ifdef __x86_64__
 DECLARE_TIER(avx2)
 DECLARE_TIER(avx512)
+#endif
 
 namespace {
 
 int chosen_vector_bytes() {
+#ifdef __x86_64__
   const char* wish = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string_view most = wish ? wish : "";
   if (most == "default" || !__builtin_cpu_supports("avx2")) return 16;
   const bool wide = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   return most == "avx2" || !wide ? 32 : 64;
+#else
+  return 16;
+#endif
 }
 
 }  // namespace
@@ -34,8 +40,11 @@ int vector_bytes() {
 
 template <class A>
 const Kernels<A>& kernels(Type type) {
-  const int bytes = vector_bytes();
-  return bytes == 64 ? avx512::loops(type, A{}) : bytes == 32 ? avx2::loops(type, A{}) : baseline::loops(type, A{});
+#ifdef __x86_64__
+  if (vector_bytes() == 64) return avx512::loops(type, A{});
+  if (vector_bytes() == 32) return avx2::loops(type, A{});
+#endif
+  return baseline::loops(type, A{});
 }
 
 template const Kernels<float>& kernels<float>(Type);

@@ -1,4 +1,4 @@
-// The five loops over a strip. Included once per instruction set, after lanes.inl and activations.inl.
+// The five loops over a strip. Included once per instruction set, after formats.inl and activations.inl.
 
 template <class F>
 INLINE const typename F::Stored* row_in(const Rows& rows, int64_t r) {
@@ -125,26 +125,7 @@ struct Accumulator {
   }
 };
 
-// Which of a line's values count by the mask; asked only where there is one. (GCC makes single steps of
-// __builtin_convertvector from bytes.)
-template <int bytes>
-INLINE Mask<float> nonzero_bytes(const bool* flags) {
-  Mask<float> r;
-  const __m128i sixteen = read<__m128i>(flags);
-  typedef typename Mask<float>::Vector Vector;
-  if constexpr (bytes == 64) r.part[0] = (Vector)_mm512_cvtepi8_epi32(sixteen) != 0;
-  if constexpr (bytes == 32)
-    for (int i = 0; i < 2; ++i)
-      r.part[i] = (Vector)_mm256_cvtepi8_epi32(i ? _mm_srli_si128(sixteen, 8) : sixteen) != 0;
-  if constexpr (bytes == 16) {
-    const __m128i zero = _mm_setzero_si128();
-    const __m128i halves[2] = {_mm_unpacklo_epi8(sixteen, zero), _mm_unpackhi_epi8(sixteen, zero)};
-    for (int i = 0; i < 4; ++i)
-      r.part[i] = (Vector)(i % 2 ? _mm_unpackhi_epi16(halves[i / 2], zero) : _mm_unpacklo_epi16(halves[i / 2], zero)) != 0;
-  }
-  return r;
-}
-INLINE Mask<float> nonzero(const bool* flags, float) { return nonzero_bytes<VECTOR_BYTES>(flags); }
+// Which of a line's values count by the mask; asked only where there is one.
 INLINE Mask<double> nonzero(const bool* flags, double) {
   double absent[Pack<double>::lanes];
   for (int64_t j = 0; j < Pack<double>::lanes; ++j) absent[j] = flags[j] ? 0 : 1;

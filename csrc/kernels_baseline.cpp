@@ -1,4 +1,4 @@
-// The inner loops for any x86-64 machine (SSE2).
+// The inner loops for any 64-bit CPU: SSE2 on x86, NEON on ARM.
 #include "tier.h"
 
 #define TIER baseline

@@ -5,6 +5,8 @@
 namespace batchnorm::TIER {
 
 #include "lanes.inl"
+#include "registers.inl"
+#include "formats.inl"
 #include "activations.inl"
 #include "kernels.inl"
 

@@ -100,7 +100,8 @@ def fusion(model: nn.Module, x: Any) -> dict[str, Any]:
     explained = [name for name, fusion in bn.nn.explain_fusion(converted).items() if fusion.left]
     kept = {each.name for each in find(converted) if not _is_ours(each.layer)}
     left = [norms for norms in seen.activated if not norms & fused]
-    named = [norms for norms in left if norms & kept or any(_within(n, m) for n in norms for m in explained)]
+    lists = {name for name, module in converted.named_modules() if isinstance(module, nn.ModuleList | nn.ModuleDict)}
+    named = [norms for norms in left if norms & kept or any(_within(n, m, lists) for n in norms for m in explained)]
     return {
         "pairs": len(seen.activated),
         "fused": len(seen.activated) - len(left),
@@ -129,10 +130,13 @@ def _is_ours(module: nn.Module) -> bool:
     return any(cls.__module__.startswith("batchnorm.nn") for cls in type(module).__mro__)
 
 
-def _within(name: str, module: str) -> bool:
-    """Whether the module can be the one that calls the norm: it is an ancestor, with no more than two between."""
-    prefix = f"{module}." if module else ""
-    return name == module or (name.startswith(prefix) and name[len(prefix) :].count(".") <= 2)
+def _within(name: str, module: str, lists: set[str]) -> bool:
+    """Whether the module can be the one that calls the norm: an ancestor with no more than two between, lists aside."""
+    levels = 0
+    while name != module and name:
+        levels += name not in lists
+        name = name.rpartition(".")[0]
+    return name == module and levels <= 3
 
 
 def _quietly(make: Callable[[], Any]) -> tuple[list[str], Any]:

@@ -87,13 +87,14 @@ def _fits(name: str, args: Any, kwargs: Any) -> bool:
 
 def activated_by_ours(model: nn.Module, run: Callable[[], object]) -> set[int]:
     """The numbers (id) of our layers that ran with an activation in one operation."""
+    from batchnorm.activations import NONE
     from batchnorm.nn.layer import BatchNormLayer
 
     fused: set[int] = set()
     own = BatchNormLayer.forward
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if kwargs.get("activation") is not None:
+        if kwargs.get("activation") not in (None, NONE):  # timm's BatchNormAct2d may have an Identity for one
             fused.add(id(self))
         return own(self, *args, **kwargs)
 

@@ -28,7 +28,7 @@ NOTES = """
   keys of the state_dict; the classes after `revert`; the folded model's outputs; whether anything raised.
 - **activations fused**: an activation that can be fused was given what a batch norm returned, or the sum of that and
   something of its shape; how many of these ran as one operation, and how many more `convert` names as left,
-  counting what it says of a module up to three levels further out.
+  counting what it says of a module up to three levels further out, lists of modules aside.
   **other activations**: as many more were of a kind that is not fused, as hardsigmoid or prelu.
 - **folded**: batch norms given the very tensor that a convolution or linear layer returned, in eval mode.
 - **seen, serious**: whether `diagnose` and `summary` see every batch norm; serious findings of the model as built.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .moments import broadcast_mask
+from .moments import broadcast_mask, broadcasts
 from .ops.plain import Operands, Settings
 
 _VECTORS = ("running_mean", "running_var", "weight", "bias")
@@ -50,6 +50,12 @@ def check(
                 f"mixed dtype: {name} should be {dtype}{' or torch.float32' if low_precision else ''} beside an input "
                 f"of {dtype}, but got {vector.dtype}; convert the layer or the input, or use autocast"
             )
+    if torch.is_grad_enabled():
+        for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
+            if vector is not None and vector.requires_grad:
+                raise RuntimeError(
+                    f"{name} follows the batches and has no gradient, but requires grad; pass {name}.detach()"
+                )
     if residual is not None:
         check_residual(residual, x)
         _check_device("residual", residual, x, on_cpu)
@@ -81,17 +87,23 @@ def check_virtual_batch_size(size: int | None) -> None:
 
 
 def check_residual(residual: object, x: Tensor) -> None:
-    """Raise unless + would add the residual to x."""
+    """Raise unless + would add the residual to x, and give something of x's shape that can be activated."""
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual must be a tensor that is added to the input, but got {type(residual).__name__}")
-    if residual.shape != x.shape:
-        try:
-            torch.broadcast_shapes(residual.shape, x.shape)
-        except RuntimeError:
-            raise RuntimeError(
-                f"residual must be of the input's shape, {tuple(x.shape)}, or broadcast to it, but got "
-                f"{tuple(residual.shape)}"
-            ) from None
+    if residual.layout is not x.layout:
+        raise RuntimeError(
+            f"residual must have the input's layout, {x.layout}, but has {residual.layout}; convert one of them, as in "
+            "residual.to_dense()"
+        )
+    if residual.is_complex() or residual.is_quantized:
+        raise RuntimeError(
+            f"residual must be of real numbers, as the input is, but got {residual.dtype}; convert it first"
+        )
+    if not broadcasts(residual.shape, x.shape):
+        raise RuntimeError(
+            f"residual must be of the input's shape, {tuple(x.shape)}, or broadcast to it, but got "
+            f"{tuple(residual.shape)}"
+        )
 
 
 def check_model(model: object) -> None:

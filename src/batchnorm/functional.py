@@ -89,8 +89,8 @@ def batch_norm(
                 return at_once.train(input, weight, bias, residual, mask, eps, act, moved)[0]
             if running_mean is not None and running_var is not None:
                 return at_once.infer(input, weight, bias, residual, mask, eps, act, running_mean, running_var)
-        except (RuntimeError, TypeError):
-            pass  # refused, and nothing has moved: below it goes another way, or is told why it cannot
+        except at_once.Refused:
+            pass
     operands, running = Operands(input, weight, bias, residual, mask), Running(running_mean, running_var)
     settings, tracking = Settings(eps, act, virtual_batch_size or 0), Tracking(momentum) if training else None
     return normalize_batch(operands, running, settings, training, tracking, ranks=process_group)[0]

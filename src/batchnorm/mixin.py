@@ -109,6 +109,14 @@ def is_sharded(layer: nn.Module) -> bool:
     return any(base.__name__ == "FSDPModule" for base in plain_class(layer).__bases__)
 
 
+def runs_alone(layer: object) -> bool:
+    """Whether it is a subclass made ours whose forward is ours and then its children's, and these are identities."""
+    if not isinstance(layer, nn.Module) or "_runs_parts" not in vars(cls := plain_class(layer)):
+        return False
+    parts = [part for part in layer._modules.values() if part is not None]
+    return type(layer).forward is cls.forward and all(type(p) is nn.Identity and not observed(p) for p in parts)
+
+
 def option(layer: nn.Module, name: str, default: Any) -> Any:
     """An option of a layer of ours, converted subclasses included; the default for every other layer."""
     options = getattr(type(layer), "_batchnorm_options", None)

@@ -157,16 +157,23 @@ def broadcast_mask(mask: Tensor, x: Tensor) -> Tensor:
     Raises:
         ValueError: the mask is not bool, or does not broadcast.
     """
-    target = [x.size(0), *x.shape[2:]]
+    target = torch.Size((x.size(0), *x.shape[2:]))
     if mask.dtype != torch.bool:
         raise ValueError(f"expected a bool mask (True counts), but got {mask.dtype}; compare first, as in lengths > t")
-    try:
-        return mask.expand(target).unsqueeze(1)
-    except RuntimeError:
+    if not broadcasts(mask.shape, target):
         raise ValueError(
-            f"expected a mask that broadcasts to the input without its channels, {target}, but got "
+            f"expected a mask that broadcasts to the input without its channels, {list(target)}, but got "
             f"{list(mask.shape)} for an input of {list(x.shape)}{_without_channels(mask, x)}"
-        ) from None
+        )
+    return mask.expand(target).unsqueeze(1)
+
+
+def broadcasts(shape: torch.Size, target: torch.Size) -> bool:
+    """Whether a tensor of this shape may be expanded to the target's."""
+    try:
+        return shape == target or torch.broadcast_shapes(shape, target) == target
+    except RuntimeError:
+        return False
 
 
 def _without_channels(mask: Tensor, x: Tensor) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.functional import relu
 
 import batchnorm as bn
 
@@ -76,6 +77,23 @@ class Functional(nn.Module):
         features = self.child(x)
         out = F.relu(features, inplace=True)
         return out.mean((2, 3))
+
+
+class Imported(nn.Module):
+    """Functions by their bare names: an activation, and one that is nothing to us."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = relu(self.bn1(x))
+        x = doubled(self.bn2(x))
+        return relu(x)
+
+
+def doubled(x):
+    return 2 * x
 
 
 class Conditions(nn.Module):
@@ -154,6 +172,7 @@ CASES = {  # the model, and how many of its batch norms run with an activation, 
     "block, shortcut": (lambda: Block(sequential(), sequential()), 1, 1),
     "block, shortcut of its own": (lambda: Block(nn.Sequential(ConvNorm(nn.ReLU()), ConvNorm()), Short()), 2, 1),
     "function": (lambda: Functional(sequential()), 1, 0),
+    "function by its bare name": (lambda: Imported(), 1, 0),
     "conditions": (lambda: Conditions(), 1, 1),
     "no addition": (lambda: Conditions(adds=False), 1, 0),
     "no activation": (lambda: Conditions(activates=False), 0, 0),
@@ -302,3 +321,8 @@ def test_children_that_are_not_called_by_name_are_named():
 
     with pytest.warns(UserWarning, match="its forward does not call bn and act by name"):
         bn.convert(Over({"bn": nn.BatchNorm2d(4), "act": nn.ReLU()}), fuse=True)
+
+
+def test_a_function_by_its_bare_name_is_no_batch_norm():
+    model = bn.convert(Imported(), fuse=True)
+    assert bn.nn.explain_fusion(model)[""].fused == ("bn1 + relu",)

@@ -194,3 +194,41 @@ def test_a_rank_that_is_killed_ends_the_others():
     assert other == "died with exit code -9"
     assert "Look for the rank that raised or died first" in error
     assert time.monotonic() - began < 20
+
+
+def unlike(rank):
+    """Layers of other widths on each rank: what is raised, and whether anything moved."""
+    found = []
+    for channels in ((3, 5), (2048, 2050), (4, 4)):
+        model = nn.Sequential(nn.Identity(), bn.SyncBatchNorm(channels[rank]))
+        said = raised(model, torch.randn(6, channels[rank]))
+        found.append((*said, bool(model[1].running_mean.any()), int(model[1].num_batches_tracked)))
+    return found
+
+
+def test_ranks_of_unlike_widths_are_told_on_every_rank_and_nothing_moves():
+    for narrow, wide, same in ranks.run(unlike):
+        for (kind, said, moved, count), channels in ((narrow, "[3, 5]"), (wide, "[2048, 2050]")):
+            assert kind == "RanksDiffer"
+            assert said.startswith("1: expected the same number of channels on every rank")
+            assert channels in said
+            assert (moved, count) == (False, 0)
+        assert same == (None, None, True, 1)
+
+
+def many_channels(rank):
+    """More channels than one message holds."""
+    torch.manual_seed(rank)
+    layer = bn.SyncBatchNorm(2500, momentum=1.0)
+    x = torch.randn(5 + rank, 2500)
+    layer(x)
+    return x, layer.running_mean, layer.running_var
+
+
+def test_more_channels_than_a_message_holds():
+    found = ranks.run(many_channels)
+    x = torch.cat([x for x, _, _ in found]).double()
+    for _, mean, var in found:
+        # One rounding of float32, of values of size 1.
+        torch.testing.assert_close(mean.double(), x.mean(0), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(var.double(), x.var(0), rtol=1e-6, atol=1e-7)

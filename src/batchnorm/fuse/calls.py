@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import activations
 from ..activations import Activation
-from ..mixin import observed, plain_class
+from ..mixin import observed, option, plain_class, runs_alone
 from ..nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ..nn.layer import BatchNormLayer
 
@@ -39,7 +39,7 @@ def start(module: Any, x: Any, parent: nn.Module | None = None, between: tuple[s
         layer is not None
         and all(_harmless(child(parent, name), layer) for name in between)
         # Ranks have to meet in one order, whichever of them waits.
-        and not (between and layer.sync)
+        and not (between and option(layer, "sync", False))
     ):
         if layer is module:
             return Pending(layer, x)
@@ -50,7 +50,7 @@ def start(module: Any, x: Any, parent: nn.Module | None = None, between: tuple[s
 def last_of(module: Any) -> Any:
     """The layer of ours that runs last in the module, if it may wait for what comes after the module; else None."""
     if fusible(module):
-        return module if module.activation.name == "none" and not observed(module) else None
+        return module if is_bare(module) and not observed(module) else None
     if not isinstance(module, nn.Module) or observed(module) or module._compiled_call_impl is not None:
         return None
     if runs_in_order(module):
@@ -121,9 +121,14 @@ def finish_method(name: str, value: Any) -> Any:
 
 
 def fusible(layer: Any) -> bool:
-    """Whether it is one of our layers and runs their forward, frozen or whatever else is mixed in."""
+    """Whether it is one of our layers and runs their forward alone, frozen or whatever else is mixed in."""
     ours = type(layer) in LAYERS or (isinstance(layer, LAYERS) and plain_class(layer) in LAYERS)
-    return ours and type(layer).forward is BatchNormLayer.forward
+    return (ours and type(layer).forward is BatchNormLayer.forward) or runs_alone(layer)
+
+
+def is_bare(layer: Any) -> bool:
+    """Whether a fusible layer has no activation of its own."""
+    return option(layer, "activation", activations.NONE) == activations.NONE
 
 
 def child(parent: Any, path: str) -> Any:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import ast
 
-from .patterns import IDENTITY, Patterns, become, helper, path_of, target_of
+from .patterns import IDENTITY, Patterns, become, computes, helper, is_name, path_of, target_of
 
 
 def wait_at_the_end(definition: ast.FunctionDef, is_: Patterns, local: set[str]) -> str | None:
     """Rewrite `return self.bn(x)` at the end in place, or `v = self.bn(x)` before `return v`; the layer's path.
 
-    Nothing runs after it in this forward, so nothing in it can tell that the batch norm has not run yet. None, and
-    nothing rewritten, where the forward ends in anything else.
+    Nothing runs after it in this forward, so nothing in it can tell that the batch norm has not run yet; only what an
+    `if` would run that the module's attributes rule out, and that would find v computed. None, and nothing rewritten,
+    where the forward ends in anything else.
     """
     *before, last = definition.body
     if not isinstance(last, ast.Return) or last.value is None:
         return None
     passed: list[ast.Call] = []
+    ruled_out: list[tuple[ast.If, str]] = []
     value = last.value
     while True:
         if isinstance(value, ast.Call) and is_.starts(value):
@@ -25,6 +27,8 @@ def wait_at_the_end(definition: ast.FunctionDef, is_: Patterns, local: set[str])
                 return None
             for call in passed:
                 become(call, helper("through", call.func, *call.args))
+            for statement, v in ruled_out:
+                statement.body.insert(0, computes(v, statement))
             become(value, helper("start", value.func, value.args[0]))
             ast.fix_missing_locations(definition)
             return path
@@ -32,9 +36,14 @@ def wait_at_the_end(definition: ast.FunctionDef, is_: Patterns, local: set[str])
             passed.append(value)
             value = value.args[0]
             continue
-        if not (isinstance(value, ast.Name) and value.id in local and before):
+        if not (is_name(value) and value.id in local and before):
             return None
         statement = before.pop()
+        if is_.is_alias(statement):
+            continue
+        if isinstance(statement, ast.If) and is_.taken(statement) == []:
+            ruled_out.append((statement, value.id))
+            continue
         if not (isinstance(statement, ast.Assign) and target_of(statement) == value.id):
             return None
         value = statement.value
@@ -45,5 +54,14 @@ def runs_quietly(definition: ast.FunctionDef, is_: Patterns) -> bool:
     *before, last = definition.body
     if before and isinstance(before[0], ast.Expr) and isinstance(before[0].value, ast.Constant):
         del before[0]  # its docstring
-    assigned = all(isinstance(s, ast.Assign) and target_of(s) and is_.quiet(s.value, None) is not None for s in before)
-    return assigned and isinstance(last, ast.Return) and is_.quiet(last.value, None) is not None
+    hands_on = all(_hands_on(statement, is_) for statement in before)
+    return hands_on and isinstance(last, ast.Return) and is_.quiet(last.value, None) is not None
+
+
+def _hands_on(statement: ast.stmt, is_: Patterns) -> bool:
+    """Whether it sets a variable by a harmless module, or does so under a condition that only looks."""
+    if isinstance(statement, ast.If) and is_.looks(statement.test, None):
+        return all(_hands_on(s, is_) for s in (*statement.body, *statement.orelse))
+    if not isinstance(statement, ast.Assign) or target_of(statement) is None:
+        return False
+    return is_.is_alias(statement) or is_.quiet(statement.value, None) is not None

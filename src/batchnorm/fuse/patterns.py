@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from . import calls
 
@@ -12,7 +12,11 @@ from . import calls
 LAYER, ACTIVATION, IDENTITY, HARMLESS, ABSENT = "layer", "activation", "identity", "harmless", "absent"
 # A module that ends in a batch norm; the first is harmless too.
 ENDS, ENDS_LOUDLY = "ends in a layer", "ends in a layer, loudly"
-PROPERTY, OTHER = "property", "other"
+# A list of modules of which some end in one, but not the last; an attribute that is False.
+SOME_END, FALSE = "some end in a layer", "false"
+MODULE, PROPERTY, OTHER = "another module", "property", "other"
+# What is added to a path for what is known of the module there.
+GIVEN, RETURNS = " gives its input to an activation", " returns what a layer made, in a sum or not"
 # Names under which the rewritten source finds what it calls.
 HELPERS: dict[str, Any] = {
     "_batchnorm_start": calls.start,
@@ -27,7 +31,7 @@ HELPERS: dict[str, Any] = {
     "_batchnorm_method_in_place": calls.add_by_method_in_place,
 }
 _QUIET = (LAYER, ENDS, IDENTITY, HARMLESS, ABSENT)
-_STARTS = (LAYER, ENDS, ENDS_LOUDLY)
+_STARTS = (LAYER, ENDS, ENDS_LOUDLY, SOME_END)
 _FUNCTION_NAMES = {function.__name__ for function in calls.FUNCTIONS}
 _OWN_SCOPE = (ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _OWN_SCOPE += (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -38,6 +42,12 @@ _LOOKS += (ast.Attribute, ast.Name, ast.expr_context)
 def helper(name: str, *args: ast.expr) -> ast.Call:
     """A call of a helper."""
     return ast.Call(ast.Name(f"_batchnorm_{name}", ast.Load()), list(args), [])
+
+
+def computes(v: str, where: ast.stmt) -> ast.Assign:
+    """`v = computed(v)`, so that nothing waits in v."""
+    statement = ast.Assign([ast.Name(v, ast.Store())], helper("computed", ast.Name(v, ast.Load())))
+    return ast.copy_location(statement, where)
 
 
 def become(call: ast.Call, other: ast.Call) -> None:
@@ -60,6 +70,11 @@ def target_of(statement: ast.stmt) -> str | None:
     else:
         target = statement.target if isinstance(statement, ast.AugAssign | ast.AnnAssign) else None
     return target.id if isinstance(target, ast.Name) else None
+
+
+def is_name(node: ast.AST | None, name: str | None = None) -> TypeGuard[ast.Name]:
+    """Whether it is a variable, this one if one is given."""
+    return isinstance(node, ast.Name) and name in (None, node.id)
 
 
 def mentions(node: ast.AST, name: str) -> bool:
@@ -94,33 +109,61 @@ class Patterns:
     def __init__(self, self_name: str, roles: dict[str, str], definition: ast.FunctionDef) -> None:
         self.self, self.roles = self_name, roles
         self.loops = self._variables_of_loops(definition)
+        self.aliases = self._aliases(definition)
 
     def role(self, node: ast.expr) -> str | None:
         """What self.a.b is; None for an expression of another form."""
         if isinstance(node, ast.Name):
-            return self.roles.get(self.loops.get(node.id, ""))
+            return self.roles.get((self.loops | self.aliases).get(node.id, "no path"))
         path = path_of(node, self.self)
         return None if path is None else self.roles.get(path, OTHER)
 
     def _variables_of_loops(self, definition: ast.FunctionDef) -> dict[str, str]:
         """The path, `bns[]`, of the variable in `for bn in self.bns`, zip and enumerate too, if it is that alone."""
         found: dict[str, str] = {}
+        stored = [n.id for n in ast.walk(definition) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
         def match(target: ast.expr, values: ast.expr) -> None:
-            name = values.func.id if isinstance(values, ast.Call) and isinstance(values.func, ast.Name) else ""
-            if isinstance(target, ast.Tuple) and isinstance(values, ast.Call) and name in ("enumerate", "zip"):
-                each = values.args if name == "zip" else [ast.Constant(0), *values.args]
+            if isinstance(target, ast.Tuple) and (each := _looped(values)) is not None:
                 for one, of in zip(target.elts, each, strict=False):
                     match(one, of)
-            path = path_of(values, self.self)
-            if isinstance(target, ast.Name) and path is not None and f"{path}[]" in self.roles:
+            path = found.get(values.id) if isinstance(values, ast.Name) else path_of(values, self.self)
+            once = isinstance(target, ast.Name) and stored.count(target.id) == 1
+            if isinstance(target, ast.Name) and once and path is not None and f"{path}[]" in self.roles:
                 found[target.id] = f"{path}[]"
 
-        for node in ast.walk(definition):
+        for node in ast.walk(definition):  # outer loops first
             if isinstance(node, ast.For):
                 match(node.target, node.iter)
+        return found
+
+    def _aliases(self, definition: ast.FunctionDef) -> dict[str, str]:
+        """The path, `aa`, of a variable that nothing but `aa = getattr(self, "aa", None)` sets."""
+        statements = [n for n in ast.walk(definition) if isinstance(n, ast.Assign)]
+        found = {v: path for s in statements if (v := target_of(s)) and (path := self._got(s.value)) is not None}
         stored = [n.id for n in ast.walk(definition) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-        return {name: path for name, path in found.items() if stored.count(name) == 1}
+        return {v: path for v, path in found.items() if stored.count(v) == 1}
+
+    def _got(self, node: ast.expr) -> str | None:
+        """`aa` for getattr(self, "aa", None)."""
+        if not (isinstance(node, ast.Call) and is_name(node.func, "getattr") and len(node.args) == 3):
+            return None
+        owner, name, default = node.args
+        path = name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else ""
+        plain = is_name(owner, self.self) and isinstance(default, ast.Constant) and default.value is None
+        return path if plain and self.roles.get(path, PROPERTY) != PROPERTY else None
+
+    def is_alias(self, statement: ast.stmt) -> bool:
+        """Whether it is `aa = getattr(self, "aa", None)`, which runs nothing."""
+        return isinstance(statement, ast.Assign) and target_of(statement) in self.aliases
+
+    def over_modules(self, values: ast.expr) -> bool:
+        """Whether a loop over it gives modules of lists: going from one to the next runs nothing."""
+        path = path_of(values, self.self)
+        each = _looped(values)
+        return (path is not None and f"{path}[]" in self.roles) or (
+            each is not None and all(isinstance(v, ast.Constant) or self.over_modules(v) for v in each)
+        )
 
     def starts(self, node: ast.AST | None) -> bool:
         """Whether it is self.bn(x)."""
@@ -131,6 +174,20 @@ class Patterns:
             and not isinstance(node.args[0], ast.Starred)
             and not node.keywords
         )
+
+    def _given_to(self, node: ast.AST | None, what: str) -> ast.expr | None:
+        """z, where the node is self.m(z) and this is known of m."""
+        one = isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords
+        path = path_of(node.func, self.self) if one and isinstance(node, ast.Call) else None
+        return node.args[0] if isinstance(node, ast.Call) and f"{path}{what}" in self.roles else None
+
+    def given(self, node: ast.AST) -> ast.expr | None:
+        """z, where the node is self.m(z) and m gives z to an activation."""
+        return self._given_to(node, GIVEN)
+
+    def returns(self, node: ast.AST | None) -> bool:
+        """Whether it is self.m(z) and m returns what a batch norm made, in a sum or not."""
+        return self._given_to(node, RETURNS) is not None
 
     def activated(self, node: ast.AST) -> ast.expr | None:
         """z, where the node is act(z), with nothing but constants beside z, or z.relu()."""
@@ -146,7 +203,7 @@ class Patterns:
         constant = all(isinstance(a, ast.Constant) for a in beside) and all(k.arg for k in node.keywords)
         return node.args[0] if known and constant and node.args and not isinstance(node.args[0], ast.Starred) else None
 
-    def summands(self, node: ast.AST) -> tuple[ast.expr, list[ast.expr]] | None:
+    def summands(self, node: ast.AST | None) -> tuple[ast.expr, list[ast.expr]] | None:
         """The function of an addition, and its two summands."""
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             return helper("plus").func, [node.left, node.right]
@@ -159,10 +216,10 @@ class Patterns:
             return helper(name).func, [node.func.value, *node.args]
         return None
 
-    def parts(self, node: ast.AST) -> list[ast.expr]:
-        """The two summands of an addition; nothing of anything else."""
+    def parts(self, node: ast.AST | None) -> list[ast.expr]:
+        """All summands of an addition, of additions within it too; nothing of anything else."""
         summands = self.summands(node)
-        return [] if summands is None else summands[1]
+        return [] if summands is None else [each for part in summands[1] for each in self.parts(part) or [part]]
 
     def sum_of(self, node: ast.AST, pending: str | None) -> Sum | None:
         """pending + y or y + pending; where `pending` is None, a batch norm's call in its place."""
@@ -171,14 +228,15 @@ class Patterns:
             return None
         function, (left, right) = parts
         for mine, other in ((left, right), (right, left)):
-            if not (self.starts(mine) if pending is None else isinstance(mine, ast.Name) and mine.id == pending):
+            if not (self.starts(mine) if pending is None else is_name(self.unwrapped(mine), pending)):
                 continue
             if mine is right and ast.unparse(function).endswith("in_place"):
                 continue  # changes the other one
             # What comes before the batch norm's call may be anything.
             between = [] if pending is None and mine is right else self.quiet(other, pending)
             if between is not None:
-                return Sum(helper("add", function, left, right), between, mine)
+                parts = (passing(part) if part is mine and pending is not None else part for part in (left, right))
+                return Sum(helper("add", function, *parts), between, mine)
         return None
 
     def quiet(self, node: ast.expr | None, pending: str | None) -> list[str] | None:
@@ -191,6 +249,8 @@ class Patterns:
             return None if node.id == pending else []
         if isinstance(node, ast.IfExp) and self.looks(node.test, pending):
             parts, called = [node.body, node.orelse], []
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            parts, called = [node.left, node.right], []
         elif isinstance(node, ast.Call) and not node.keywords and self.role(node.func) in _QUIET:
             parts, called = node.args, [path_of(node.func, self.self) or "[]"]
         else:
@@ -207,6 +267,39 @@ class Patterns:
         nodes = list(ast.walk(test))
         runs = any(isinstance(n, ast.Attribute) and self.role(n) == PROPERTY for n in nodes)
         return all(isinstance(n, _LOOKS) for n in nodes) and not runs and not (pending and mentions(test, pending))
+
+    def taken(self, statement: ast.If) -> list[ast.stmt] | None:
+        """The block that runs if the module stays as it is, where an attribute decides alone; else None."""
+        test = statement.test
+        if isinstance(test, ast.Compare) and ast.unparse(test).endswith(" is not None") and len(test.ops) == 1:
+            role = self.role(test.left)
+            if role not in (None, ABSENT, PROPERTY, OTHER):
+                return statement.body
+            return statement.orelse if role == ABSENT else None
+        return statement.orelse if self.role(test) in (FALSE, ABSENT) else None
+
+    def unwrapped(self, node: ast.expr) -> ast.expr:
+        """v, where the node is self.m(v) and m is an Identity, or of several; else the node."""
+        while (
+            isinstance(node, ast.Call)
+            and self.role(node.func) == IDENTITY
+            and len(node.args) == 1
+            and not node.keywords
+            and not isinstance(node.args[0], ast.Starred)
+        ):
+            node = node.args[0]
+        return node
+
+    def passes(self, statement: ast.stmt, v: str) -> bool:
+        """Whether it is `w = self.m(v)` where m is an Identity, or nothing at all under the condition of an `if`."""
+        value = statement.value if isinstance(statement, ast.Assign) and target_of(statement) else None
+        return (
+            isinstance(value, ast.Call)
+            and self.role(value.func) in (IDENTITY, ABSENT)
+            and len(value.args) == 1
+            and not value.keywords
+            and is_name(value.args[0], v)
+        )
 
     def finish_in(self, node: ast.expr, pending: str) -> ast.Call | None:
         """The activation's call on the pending value, where nothing else in the expression runs before it."""
@@ -233,6 +326,18 @@ class Patterns:
             if not plain(part):
                 return None
         return None
+
+
+def passing(node: ast.expr) -> ast.expr:
+    """The variable, or the calls of identities around it rewritten to let a pending value pass."""
+    return helper("through", node.func, *map(passing, node.args)) if isinstance(node, ast.Call) else node
+
+
+def _looped(values: ast.expr) -> list[ast.expr] | None:
+    """What `zip` or `enumerate` goes through, beside each other."""
+    if not (isinstance(values, ast.Call) and isinstance(values.func, ast.Name)) or values.keywords:
+        return None
+    return {"zip": values.args, "enumerate": [ast.Constant(0), *values.args]}.get(values.func.id)
 
 
 def plain(node: ast.expr) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from abc import ABCMeta
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -11,7 +12,21 @@ from torch import fx, nn
 
 from .. import activations
 from . import calls, source
-from .patterns import ABSENT, ACTIVATION, ENDS, ENDS_LOUDLY, HARMLESS, IDENTITY, LAYER, OTHER, PROPERTY, path_of
+from .patterns import (
+    ABSENT,
+    ACTIVATION,
+    ENDS,
+    ENDS_LOUDLY,
+    FALSE,
+    HARMLESS,
+    IDENTITY,
+    LAYER,
+    MODULE,
+    OTHER,
+    PROPERTY,
+    SOME_END,
+    path_of,
+)
 
 # What the attributes that a class's methods use are in one of its modules, by their path after `self.`.
 Roles = tuple[tuple[str, str], ...]
@@ -19,12 +34,13 @@ _SEES_THE_CHANGE = ("type", "__class__", "locals", "vars", "dir", "eval", "exec"
 
 
 class Method(NamedTuple):
-    """A method whose source can be rewritten."""
+    """A method whose source can be rewritten; one with something wrapped around it can only be read."""
 
     owner: type
     function: Any
     definition: ast.FunctionDef
     self_name: str
+    wrapped: bool = False
 
 
 def is_read(original: type[nn.Module]) -> bool:
@@ -45,13 +61,14 @@ def methods_of(original: type[nn.Module]) -> dict[str, Method | source.Unreadabl
         function = vars(owner)[name]
         if name != "forward" and not isinstance(function, FunctionType):
             continue
+        written = inspect.unwrap(function)
         try:
-            definition = source.read(function)
+            definition = source.read(written)
         except source.Unreadable as reason:
             methods[name] = reason
             continue
         self_name = _self_name(definition)
-        methods[name] = Method(owner, function, definition, self_name)
+        methods[name] = Method(owner, written, definition, self_name, written is not function)
         own = (path_of(n, self_name) for n in ast.walk(definition) if isinstance(n, ast.Attribute))
         names += sorted({path for path in own if path})
     return methods
@@ -64,7 +81,9 @@ def roles_in(module: nn.Module, original: type[nn.Module]) -> Roles:
         if isinstance(method, Method):
             nodes = (n for n in ast.walk(method.definition) if isinstance(n, ast.Attribute | ast.Subscript))
             used = {path for n in nodes if (path := path_of(n, method.self_name))}
-            used |= {f"{path}[]" for path in used if isinstance(calls.child(module, path), nn.ModuleList)}
+            lists = used
+            while lists := {f"{path}[]" for path in lists if any(_is_list(m) for m in _found(module, path))}:
+                used |= lists
             paths |= {path: _role(module, path) for path in used}
     return tuple(sorted(paths.items()))
 
@@ -94,13 +113,34 @@ def _self_name(definition: ast.FunctionDef) -> str:
     return name if len(arguments) == 1 and all(isinstance(n.ctx, ast.Load) for n in names) else ""
 
 
+def _is_list(module: Any) -> bool:
+    """Whether a loop over it gives its modules and runs nothing."""
+    iterates = getattr(type(module), "__iter__", None)
+    return iterates in (nn.ModuleList.__iter__, nn.Sequential.__iter__)
+
+
+def _found(module: nn.Module, path: str) -> list[Any]:
+    """What the path may be: for `a[]` every module in the list, or dict, a."""
+    if not path.endswith("[]"):
+        return [calls.child(module, path)]
+    lists = _found(module, path.removesuffix("[]"))
+    return [m for each in lists if _is_list(each) or isinstance(each, nn.ModuleDict) for m in each.children()]
+
+
+def _role_of_any(items: list[Any]) -> str:
+    """What one of a list is."""
+    if any(calls.fusible(m) for m in items):
+        return LAYER
+    if items and all(activations.of_module(m) is not None for m in items):
+        return IDENTITY if all(type(m) is nn.Identity for m in items) else ACTIVATION
+    ends = [calls.last_of(m) is not None for m in items]
+    return ENDS_LOUDLY if ends and ends[-1] else SOME_END if any(ends) else OTHER
+
+
 def _role(module: nn.Module, path: str) -> str:
-    found = calls.child(module, path.removesuffix("[]"))
     if path.endswith("[]"):
-        items = list(found.children()) if isinstance(found, nn.ModuleList | nn.ModuleDict) else []
-        if any(calls.fusible(m) for m in items):
-            return LAYER
-        return ACTIVATION if items and all(activations.of_module(m) is not None for m in items) else OTHER
+        return _role_of_any(_found(module, path))
+    found = calls.child(module, path)
     kind, name = type(module), path.split(".")[0]
     if hasattr(getattr(kind, name, None), "__get__") or kind.__getattribute__ is not object.__getattribute__:
         return PROPERTY  # or a method: what it is has to be run
@@ -116,4 +156,8 @@ def _role(module: nn.Module, path: str) -> str:
         return ACTIVATION
     if calls.last_of(found) is not None:
         return ENDS if calls.harmless(found) else ENDS_LOUDLY
-    return HARMLESS if calls.harmless(found) else OTHER
+    if calls.harmless(found):
+        return HARMLESS
+    if found is False and name != "training":
+        return FALSE
+    return MODULE if isinstance(found, nn.Module) else OTHER

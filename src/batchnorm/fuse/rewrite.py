@@ -13,11 +13,25 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from functools import partial
+from typing import Any, NamedTuple
 
-from .patterns import ABSENT, IDENTITY, LAYER, Patterns, become, helper, mentions, path_of, scope, target_of
+from .patterns import LAYER, Patterns, become, computes, helper, is_name, mentions, path_of, target_of
+from .reasons import ADDED_AFTER, ELSEWHERE, Reasons
 
+_TWICE = "more than one thing is added before the activation"
 _BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While)
+
+
+class Fused(NamedTuple):
+    """The paths of what is one operation; the activation's name where it is a function or a method."""
+
+    layer: str
+    added: bool
+    activation: str
+
+    def __str__(self) -> str:
+        return " + ".join([self.layer, *["add"] * self.added, self.activation])
 
 
 @dataclass
@@ -30,38 +44,52 @@ class _Chain:
     between: list[str] = field(default_factory=list)
     added: bool = False
     fuses: bool = True
-    named: bool = True  # whether it is said why it is not fused
+    expected: bool = True  # whether it is a batch norm, and not a module that ends in one
     edits: list[Callable[[], Any]] = field(default_factory=list)
     otherwise: _Chain | None = None  # what waits in the same variable, where an if went the other way
 
 
 class Rewriter:
-    """Rewrites one definition in place; then `fused` says what was fused, and `left` what was not and why."""
+    """Rewrites one definition in place; then `fused` says what was fused, and `reasons` what was not and why."""
 
     def __init__(self, definition: ast.FunctionDef, self_name: str, roles: dict[str, str], local: set[str]) -> None:
         self.definition, self.local = definition, local
         self.is_ = Patterns(self_name, roles, definition)
-        self.fused: list[str] = []
-        self.left: list[str] = []
+        self.reasons = Reasons(definition, self.is_)
+        self.fused: list[Fused] = []
+        self._begun: set[ast.stmt] = set()
         statements = [n for n in ast.walk(definition) if isinstance(n, ast.stmt)]
-        self._written = {n: ast.unparse(n).splitlines()[0] for n in statements}
         # Statements first: they are judged as they were written.
         self._block(definition.body, True, [])
         for statement in statements:
             self._expressions(statement)
         ast.fix_missing_locations(definition)
 
-    def _leave(self, statement: ast.stmt, reason: str) -> None:
-        why = f"line {statement.lineno}, `{self._written[statement]}`: {reason}"
-        if why not in self.left:
-            self.left.append(why)
+    def gives_its_input(self) -> bool:
+        """Whether the first argument goes into an activation that is not fused with a batch norm in here."""
+        arguments = [*self.definition.args.posonlyargs, *self.definition.args.args][1:2]
+        uses = [use for a in arguments for use in self.reasons.uses(self.definition.body, a.arg)]
+        return any(isinstance(use, ast.Call) for use in uses)
+
+    def returns_by_a_method(self, methods: dict[str, Rewriter]) -> bool:
+        """Whether it returns self.method(...), and that what a batch norm of its own, or in an argument here, made."""
+        for value in (n.value for n in ast.walk(self.definition) if isinstance(n, ast.Return)):
+            method = methods.get(path_of(value.func, self.is_.self) or "") if isinstance(value, ast.Call) else None
+            if method is None or not isinstance(value, ast.Call):
+                continue
+            names = [a.arg for a in (*method.definition.args.posonlyargs, *method.definition.args.args)][1:]
+            made = [n for n, a in zip(names, value.args, strict=False) if self.is_.starts(a) or self.is_.returns(a)]
+            uses = (use for name in made for use in method.reasons.uses(method.definition.body, name))
+            if method.reasons.returns or any(isinstance(use, ast.Return) for use in uses):
+                return True
+        return False
 
     def _fuse(self, start: ast.Call, added: bool, finish: ast.Call, between: list[str]) -> None:
         """Rewrite the first call and the last."""
         activation = path_of(finish.func, self.is_.self) or ast.unparse(finish.func).split(".")[-1]
         name = ast.unparse(start.func)
         layer = path_of(start.func, self.is_.self) or self.is_.loops.get(name, name)
-        self.fused.append(" + ".join([layer, *["add"] * added, activation]))
+        self.fused.append(Fused(layer, added, activation))
         self._wait(start, between)
         value = self.is_.activated(finish)
         if value is not None and finish.args and finish.args[0] is value:
@@ -81,16 +109,21 @@ class Rewriter:
         for node in [n for part in own for n in ast.walk(part) if isinstance(n, ast.Call)]:
             value = self.is_.activated(node)
             if value is None:
+                inner = self.is_.given(node)
+                if self.is_.starts(inner) or self.is_.returns(inner):
+                    self.reasons.leave(statement, ELSEWHERE, node, expected=False)
                 continue
-            found = self.is_.sum_of(value, None)
+            found, parts = self.is_.sum_of(value, None), self.is_.parts(value)
             if isinstance(value, ast.Call) and self.is_.starts(value):
                 self._fuse(value, False, node, [])
             elif found is not None and isinstance(found.start, ast.Call):
                 start = found.start
                 _replace(node, value, found.call)
                 self._fuse(start, True, node, found.between)
-            elif any(self.is_.starts(n) for n in self.is_.parts(value)):
-                self._leave(statement, "what is added runs after the batch norm and may change what it reads")
+            elif any(self.is_.starts(n) for n in parts):
+                self.reasons.leave(statement, ADDED_AFTER if len(parts) == 2 else _TWICE, node)
+            elif self.is_.returns(value) or any(self.is_.returns(n) for n in parts):
+                self.reasons.leave(statement, ELSEWHERE, node, expected=False)
 
     # Over statements.
 
@@ -98,18 +131,19 @@ class Rewriter:
         for i, statement in enumerate(block):
             if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 if any(self.is_.starts(n) for s in ast.walk(statement) for n in [getattr(s, "value", None)]):
-                    self._leave(statement, "statements of a function inside a function are not looked into")
+                    self.reasons.leave(statement, "statements of a function inside a function are not looked into")
                 continue
-            chain = self._begin(statement)
+            rest = [*block[i + 1 :], *after]
+            chain = None if statement in self._begun else self._begin(statement)
             if chain is not None:
                 chain.fuses = fuses
-                chain.named = self.is_.role(chain.start.func) == LAYER
+                chain.expected = self.is_.role(chain.start.func) == LAYER
+                self._begun.add(chain.first)
                 self._follow(chain, block, i, after)
                 if isinstance(statement, ast.If):
                     continue  # it has been looked into
-            rest = [*block[i + 1 :], *after]
-            if isinstance(statement, ast.AugAssign) and self.is_.starts(statement.value):
-                self._adds_into(statement, rest)
+            elif statement not in self._begun:
+                self._is_not_begun(statement, rest)
             # What handles an exception may read a variable before it has its value.
             inside = fuses and isinstance(statement, _BLOCKS)
             for name in ("body", "orelse", "finalbody"):
@@ -117,21 +151,38 @@ class Rewriter:
             for part in (*getattr(statement, "handlers", ()), *getattr(statement, "cases", ())):
                 self._block(part.body, False, rest)
 
+    def _is_not_begun(self, statement: ast.stmt, rest: list[ast.stmt]) -> None:
+        """Say why what a batch norm returns does not wait here, if it does not."""
+        value, v = getattr(statement, "value", None), target_of(statement)
+        summands = [value] if value is None else self.is_.parts(value) or [value]
+        if isinstance(statement, ast.AugAssign) and self.is_.starts(value):
+            self.reasons.adds_into(statement, rest)
+        elif any(self.is_.starts(n) or self.is_.returns(n) for n in summands):
+            here = any(self.is_.starts(n) for n in summands)
+            why = (ADDED_AFTER if len(summands) == 2 else _TWICE) if here else ELSEWHERE
+            if isinstance(statement, ast.Return):
+                self.reasons.returns = True
+            elif v is not None:
+                self.reasons.blame(statement, why, rest, v, expected=False)
+
     def _begin(self, first: ast.stmt) -> _Chain | None:
-        """`v = self.bn(x)`, alone or as all that an `if` does, or `v = self.bn(x) + y`."""
+        """`v = self.bn(x)`, alone or as all that an `if` does, or `v = self.bn(x) + y`, or a loop of these."""
+        if isinstance(first, ast.For):
+            return self._begin_in_loop(first)
         if isinstance(first, ast.If) and len(first.body) == len(first.orelse) == 1 and self.is_.looks(first.test, None):
             chain, other = self._begin(first.body[0]), self._begin(first.orelse[0])
-            if chain is None or other is None or chain.v != other.v:
+            if chain is None or other is None:
+                # The other branch sets the same variable to anything else, or nothing waits.
+                one, instead = chain or other, first.body[0] if chain is None else first.orelse[0]
+                sets = one is not None and isinstance(instead, ast.Assign) and target_of(instead) == one.v
+                return one if sets else None
+            if chain.v != other.v:
                 return None
             chain.otherwise, chain.added = other, chain.added or other.added
             chain.edits += other.edits
             return chain
         if isinstance(first, ast.If) and len(first.body) == 1 and not first.orelse and self.is_.looks(first.test, None):
-            only = first.body[0]
-            v = target_of(only) if isinstance(only, ast.Assign) else None
-            if v is not None and isinstance(only, ast.Assign) and isinstance(only.value, ast.Call):
-                return _Chain(only, only.value, v) if self.is_.starts(only.value) else None
-            return None
+            return self._begin(first.body[0]) if isinstance(first.body[0], ast.Assign) else None
         v = target_of(first)
         if v is None or not isinstance(first, ast.Assign):
             return None
@@ -144,14 +195,32 @@ class Rewriter:
         chain.edits.append(lambda: setattr(first, "value", found.call))
         return chain
 
+    def _begin_in_loop(self, loop: ast.For) -> _Chain | None:
+        """`for bn in self.bns: v = v + bn(x)`, where each round computes what the one before it left waiting."""
+        only = loop.body[0]
+        if (
+            len(loop.body) > 1
+            or loop.orelse
+            or not isinstance(only, ast.Assign)
+            or not self.is_.over_modules(loop.iter)
+        ):
+            return None
+        chain, sum_ = self._begin(only), only.value
+        if chain is None or not isinstance(sum_, ast.BinOp) or not is_name(sum_.left, chain.v):
+            return None
+        if _loads(loop, chain.v) > 1 or chain.start is not sum_.right:
+            return None
+        chain.edits.append(lambda: _compute_first(only))
+        return chain
+
     def _follow(self, chain: _Chain, block: list[ast.stmt], i: int, after: list[ast.stmt]) -> None:
         """Rewrite the block from the chain's first statement to act(v), or say what is in the way, or neither."""
         for j in range(i + 1, len(block)):
-            statement, v, rest = block[j], chain.v, block[j:]
+            statement, v, rest = block[j], chain.v, [*block[j:], *after]
             if not mentions(statement, v):
                 called = self._quiet_statement(statement)
                 if called is None:
-                    self._stands_between(chain, statement, rest, v)
+                    self.reasons.stands_between(statement, rest, v, expected=chain.expected)
                     return
                 chain.between += called
                 continue
@@ -159,8 +228,11 @@ class Rewriter:
             in_place = isinstance(statement, ast.Expr) and _adds_in_place(statement.value)
             ends = isinstance(statement, ast.Return | ast.If) or in_place or w == v
             if not ends and not self._dead(v, block[i + 1 : j + 1]):
-                self._stands_between(chain, statement, rest, v, "its output is used again")
+                self.reasons.stands_between(statement, rest, v, "its output is used again", chain.expected)
                 return
+            if isinstance(statement, ast.If) and self.is_.taken(statement) == []:
+                chain.edits.append(partial(statement.body.insert, 0, computes(v, statement)))
+                continue  # should it run after all
             finish = self._finish(statement, v)
             if finish is None and isinstance(statement, ast.If):
                 finish = self._finish_if(chain, statement, block)
@@ -168,21 +240,21 @@ class Rewriter:
                 self._end(chain, finish)
                 return
             if not self._link(chain, block, j):
-                self._stands_between(chain, statement, rest, v)
+                adds = chain.added and any(is_name(n, v) for n in self.is_.parts(getattr(statement, "value", None)))
+                self.reasons.stands_between(statement, rest, v, _TWICE if adds else "", chain.expected)
                 return
             chain.v = w or v
             if chain.v not in self.local:
                 break
-        if chain.named and self._activated_in(after, chain.v):
-            self._leave(chain.first, "the block ends before the activation")
+        self.reasons.blame(chain.first, "the block ends before the activation", after, chain.v, chain.expected)
 
     def _end(self, chain: _Chain, finish: ast.Call) -> None:
         value = self.is_.activated(finish)
         last = None if value is None else self.is_.sum_of(value, chain.v)
         if not chain.fuses:
-            self._leave(chain.first, "inside a with, try or match statement")
+            self.reasons.leave(chain.first, "inside a with, try or match statement")
         elif target_of(chain.first) not in self.local:
-            self._leave(chain.first, "another function sees the variable")
+            self.reasons.leave(chain.first, "another function sees the variable")
         elif last is None or not chain.added:
             if last is not None and value is not None:
                 chain.between += last.between
@@ -193,6 +265,8 @@ class Rewriter:
             self._fuse(chain.start, chain.added, finish, chain.between)
             if chain.otherwise is not None:
                 self._wait(chain.otherwise.start, [*chain.otherwise.between, *chain.between])
+        else:
+            self.reasons.leave(chain.first, _TWICE, finish)
 
     def _finish(self, statement: ast.stmt, v: str) -> ast.Call | None:
         """act(v) in `w = ... act(v) ...` or `return ... act(v) ...`, v's only mention."""
@@ -210,9 +284,7 @@ class Rewriter:
         only = statement.body[0]
         finish = self._finish(only, v) if target_of(only) == v else None
         if finish is not None:
-            done = ast.Assign([ast.Name(v, ast.Store())], helper("computed", ast.Name(v, ast.Load())))
-            ast.copy_location(done, statement)
-            chain.edits.append(lambda: block.insert(block.index(statement) + 1, done))
+            chain.edits.append(lambda: block.insert(block.index(statement) + 1, computes(v, statement)))
         return finish
 
     def _link(self, chain: _Chain, block: list[ast.stmt], j: int) -> bool:
@@ -225,14 +297,14 @@ class Rewriter:
             within = statement.body[0]
             if not self.is_.looks(statement.test, v) or target_of(within) != v:
                 return False
-        if self._passes(within, v):
+        if self.is_.passes(within, v):
             chain.edits.append(lambda: _pass_through(within))
             return True
         if chain.added:
             return False
         if isinstance(statement, ast.If):
             block, j, statement = statement.body, 0, within
-        if isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Add) and _is(statement.target, v):
+        if isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Add) and is_name(statement.target, v):
             called = self.is_.quiet(statement.value, v)
             call = helper("add", helper("plus_in_place").func, ast.Name(v, ast.Load()), statement.value)
         elif isinstance(statement, ast.Assign | ast.Expr) and (target_of(statement) or _adds_in_place(statement.value)):
@@ -243,26 +315,15 @@ class Rewriter:
         if call is None or called is None:
             return False
         edited = ast.copy_location(ast.Assign([ast.Name(target_of(statement) or v, ast.Store())], call), statement)
-        self._written[edited] = self._written[statement]
+        self.reasons.stands_for(edited, statement)
         chain.edits.append(lambda: block.__setitem__(j, edited))
         chain.between += called
         chain.added = True
         return True
 
-    def _passes(self, statement: ast.stmt, v: str) -> bool:
-        """Whether it is `w = self.m(v)` where m is an Identity, or nothing at all under the condition of an `if`."""
-        value = statement.value if isinstance(statement, ast.Assign) and target_of(statement) else None
-        return (
-            isinstance(value, ast.Call)
-            and self.is_.role(value.func) in (IDENTITY, ABSENT)
-            and len(value.args) == 1
-            and not value.keywords
-            and _is(value.args[0], v)
-        )
-
     def _quiet_statement(self, statement: ast.stmt) -> list[str] | None:
         """The modules called by a statement that only sets variables, by harmless modules; None for any other."""
-        if isinstance(statement, ast.Pass):
+        if isinstance(statement, ast.Pass) or self.is_.is_alias(statement):
             return []
         if isinstance(statement, ast.If) and self.is_.looks(statement.test, None):
             parts = [self._quiet_statement(s) for s in (*statement.body, *statement.orelse)]
@@ -275,55 +336,12 @@ class Rewriter:
         """Whether the chain has all that the whole function reads of v."""
         return _loads(self.definition, v) == sum(_loads(s, v) for s in chain)
 
-    def _stands_between(self, chain: _Chain, statement: ast.stmt, rest: list[ast.stmt], v: str, why: str = "") -> None:
-        if not chain.named:
-            # Of a module that ends in a batch norm nobody expects it, unless nothing else waits for the same addition.
-            parts = self.is_.parts(getattr(statement, "value", None) or statement)
-            others = [part for part in parts if not _is(part, v)]
-            if len(others) == 1 < len(parts) and isinstance(others[0], ast.Call) and not self.is_.starts(others[0]):
-                w = target_of(statement)
-                if w and self.is_.quiet(others[0], v) is None and self._activated_in(rest[1:], w):
-                    self._leave(statement, "what is added runs after the batch norm and may change what it reads")
-            return
-        if any(isinstance(n, ast.Attribute) and n.attr == "add_relu" for n in ast.walk(statement)):
-            self._leave(statement, "add_relu may observe the sum, as for quantization")
-        elif (
-            isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name) and _is(statement.value, v)
-        ):
-            self._adds_into(statement, rest[1:])
-        elif self._activated_in(rest, v):
-            self._leave(statement, why or "this is between a batch norm and its activation, and may need its output")
-
-    def _adds_into(self, statement: ast.AugAssign, rest: list[ast.stmt]) -> None:
-        if isinstance(statement.target, ast.Name) and self._activated_in(rest, statement.target.id):
-            self._leave(statement, "the sum is written into the other summand")
-
-    def _activated_in(self, rest: list[ast.stmt], v: str) -> bool:
-        """Whether v goes into an activation, alone or in a sum, before it gets another value."""
-        for statement in rest:
-            for node in scope(statement):
-                value = self.is_.activated(node)
-                if value is not None and any(_is(part, v) for part in [value, *self.is_.parts(value)]):
-                    return True
-            value = getattr(statement, "value", None)
-            links = isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Add)
-            links = links or self._passes(statement, v) or (value and any(_is(n, v) for n in self.is_.parts(value)))
-            # What an if sets, it may not set.
-            surely = not isinstance(statement, ast.If)
-            if surely and not links and any(_is(n, v) and isinstance(n.ctx, ast.Store) for n in scope(statement)):
-                return False
-        return False
-
-
-def _is(node: ast.AST | None, name: str) -> TypeGuard[ast.Name]:
-    return isinstance(node, ast.Name) and node.id == name
-
 
 def _loads(node: ast.AST, name: str) -> int:
     """How often the value of the name is asked for, as `name += ...` does too."""
     nodes = list(ast.walk(node))
-    names = (n for n in nodes if _is(n, name) and not isinstance(n.ctx, ast.Store))
-    return sum(1 for _ in names) + sum(isinstance(n, ast.AugAssign) and _is(n.target, name) for n in nodes)
+    names = (n for n in nodes if is_name(n, name) and not isinstance(n.ctx, ast.Store))
+    return sum(1 for _ in names) + sum(isinstance(n, ast.AugAssign) and is_name(n.target, name) for n in nodes)
 
 
 def _adds_in_place(value: ast.expr) -> bool:
@@ -334,6 +352,12 @@ def _pass_through(statement: ast.stmt) -> None:
     assert isinstance(statement, ast.Assign)
     assert isinstance(statement.value, ast.Call)
     become(statement.value, helper("through", statement.value.func, *statement.value.args))
+
+
+def _compute_first(statement: ast.Assign) -> None:
+    """Compute the first summand of the addition, which has been rewritten, before the second one runs."""
+    assert isinstance(statement.value, ast.Call)
+    statement.value.args[1] = helper("computed", statement.value.args[1])
 
 
 def _replace(finish: ast.Call, value: ast.expr, other: ast.expr) -> None:

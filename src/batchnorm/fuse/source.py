@@ -13,6 +13,8 @@ from typing import Any
 
 _FUTURE = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names} - {inspect.CO_NESTED})
 
+WRAPPED = "is not a plain function: something is wrapped around it"
+
 
 class Unreadable(Exception):
     """Why the source of a method cannot be used."""
@@ -26,7 +28,7 @@ def read(function: Any) -> ast.FunctionDef:
         Unreadable: there is no source, or it is not what was loaded: a decorated method, a file that has changed.
     """
     if not isinstance(function, FunctionType) or hasattr(function, "__wrapped__"):
-        raise Unreadable("is not a plain function: something is wrapped around it")
+        raise Unreadable(WRAPPED)
     try:
         lines, _ = inspect.findsource(function.__code__)
         tree, codes = _parsed("".join(lines), function.__code__.co_filename)

@@ -18,9 +18,10 @@ from .. import activations
 from ..nn.naming import lines_of
 from . import calls, source
 from .ending import runs_quietly, wait_at_the_end
-from .patterns import HELPERS, LAYER
+from .patterns import GIVEN, HELPERS, LAYER, RETURNS
 from .reading import Method, Roles, is_read, methods_of, refusal, roles_in
-from .rewrite import Rewriter
+from .reasons import ELSEWHERE
+from .rewrite import Fused, Rewriter
 from .sequential import FusedSequential
 
 
@@ -72,23 +73,40 @@ def explain_fusion(model: nn.Module) -> dict[str, Fusion]:
         >>> bn.nn.explain_fusion(model)
         {'': Fusion(fused=('1 + 2',), left=())}
     """
+    return {name: Fusion(tuple(map(str, fused)), left) for name, (fused, left) in _fusions(model).items()}
+
+
+def fused_in(model: nn.Module) -> dict[str, tuple[Fused, ...]]:
+    """What `explain_fusion` calls fused, in parts."""
+    return {name: fused for name, (fused, _) in _fusions(model).items() if fused}
+
+
+def _fusions(model: nn.Module) -> dict[str, tuple[tuple[Fused, ...], tuple[str, ...]]]:
+    """What is fused and what is left in each module of which there is something to say."""
     fusions = {}
-    plans: dict[tuple[type, Roles], Fusion] = {}  # most modules are like another one
-    for name, module in model.named_modules():
+    plans: dict[tuple[type, Roles], _Plan] = {}  # most modules are like another one
+    facts: dict[int, frozenset[str]] = {}  # of each module, GIVEN or RETURNS
+    # Children first: what they do with their input and output is a matter of their parent's.
+    for name, module in reversed(list(model.named_modules())):
         original = _original(module)
-        fusion = Fusion()
+        fused, left = (), ()
         if _in_order(original):
-            fusion = _fusion_in_order(module, original)
+            fused, left = _fusion_in_order(module, original, facts)
         elif is_read(original):
-            alike = original, roles_in(module, original)
+            roles = roles_in(module, original)
+            known = ((path + fact, fact) for path, _ in roles for fact in facts.get(id(calls.child(module, path)), ()))
+            alike = original, (*roles, *known)
             if alike not in plans:
-                plans[alike] = _plan(*alike).fusion
-            fusion = plans[alike]._replace(left=plans[alike].left + _not_by_name(module))
+                plans[alike] = _plan(*alike)
+            fused, left, facts[id(module)] = plans[alike].fused, plans[alike].left, plans[alike].facts
+            left += _not_by_name(module)
         elif isinstance(module, fx.GraphModule) and any(calls.fusible(m) for m in module.modules()):
-            fusion = Fusion((), ("torch.fx wrote its forward: convert the model with fuse=True before it is traced",))
-        if any(fusion):
-            fusions[name] = fusion
-    return fusions
+            left = ("torch.fx wrote its forward: convert the model with fuse=True before it is traced",)
+        if not any(calls.fusible(m) for m in module.modules()):
+            facts.pop(id(module), None)  # an activation of another kind, maybe
+        if fused or left:
+            fusions[name] = fused, left
+    return dict(reversed(fusions.items()))
 
 
 def _not_by_name(module: nn.Module) -> tuple[str, ...]:
@@ -102,10 +120,7 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
     return [
         (first, second)
         for (first, a), (second, b) in pairwise(module._modules.items())
-        if isinstance(a, calls.LAYERS)
-        and calls.fusible(a)
-        and a.activation == activations.NONE
-        and activations.of_module(b) is not None
+        if calls.fusible(a) and calls.is_bare(a) and activations.of_module(b) is not None
     ]
 
 
@@ -137,18 +152,43 @@ def _in_order(original: type[nn.Module]) -> bool:
     return issubclass(original, nn.Sequential) and original.forward in (nn.Sequential.forward, FusedSequential.forward)
 
 
-def _fusion_in_order(module: nn.Module, original: type[nn.Module]) -> Fusion:
-    fused = tuple(f"{first} + {second}" for first, second in _pairs(module))
+def _fusion_in_order(
+    module: nn.Module, original: type[nn.Module], facts: dict[int, frozenset[str]]
+) -> tuple[tuple[Fused, ...], tuple[str, ...]]:
+    """What is fused and left in a Sequential, of which the facts are found, too."""
+    fused = tuple(Fused(first, False, second) for first, second in _pairs(module))
     why = refusal(original, {}) if fused else ""
-    return Fusion((), (why,)) if why else Fusion(fused)
+    children = [(name, m) for name, m in module._modules.items() if m is not None and type(m) is not nn.Identity]
+    if not children:
+        return (), ()
+
+    def known(child: nn.Module, fact: str) -> bool:
+        return fact in facts.get(id(child), ())
+
+    waits = {name: calls.last_of(m) is not None for name, m in children}
+    given = {name: known(m, GIVEN) for name, m in children}
+    elsewhere = tuple(
+        f"{first} and {second}: {ELSEWHERE}"
+        for (first, a), (second, b) in pairwise(children)
+        if (known(a, RETURNS) and not waits[first] and (given[second] or activations.of_module(b) is not None))
+        or (waits[first] and given[second])
+    )
+    (first, begins), (last, ends) = children[0], children[-1]
+    facts[id(module)] = frozenset(
+        [GIVEN] * (given[first] or activations.of_module(begins) is not None)
+        + [RETURNS] * (waits[last] or known(ends, RETURNS))
+    )
+    return ((), (why, *elsewhere)) if why else (fused, elsewhere)
 
 
 class _Plan(NamedTuple):
     """What of a class changes, and what that fuses."""
 
     methods: _Methods
-    fusion: Fusion = Fusion()
+    fused: tuple[Fused, ...] = ()
+    left: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = MappingProxyType({})  # what parents look for
+    facts: frozenset[str] = frozenset()  # of its forward: GIVEN, RETURNS
 
 
 def _plan(original: type[nn.Module], roles: Roles) -> _Plan:
@@ -159,24 +199,39 @@ def _plan(original: type[nn.Module], roles: Roles) -> _Plan:
         return _Plan({}) if why else _Plan(in_order, attributes={"runs_in_order": True})
     rewritten: _Methods = {}
     attributes: dict[str, Any] = {}
-    fused: list[str] = []
+    fused: list[Fused] = []
     left: list[str] = []
+    rewriters: dict[str, Rewriter] = {}
     for name, method in methods.items():
         if not isinstance(method, Method):
             left += [f"{name} {method}"] * (("", LAYER) in roles)
             continue
         local = _local(method.function)
         rewriter = Rewriter(copy.deepcopy(method.definition), method.self_name, dict(roles), local)
+        rewriters[name] = rewriter
+        if method.wrapped:
+            left += [f"{name} {source.WRAPPED}"] * bool(rewriter.fused or rewriter.reasons.left())
+            continue
         fused += rewriter.fused
-        left += rewriter.left
+        left += rewriter.reasons.left()
         if rewriter.fused:
             new = source.build(copy.deepcopy(rewriter.definition), method.function, method.owner, HELPERS)
             rewritten[name] = (method.function, new)
         if name == "forward":
             attributes = _ending(original, method, rewriter, local)
+    facts = _facts(rewriters)
     if why:
-        return _Plan({}, Fusion((), (why,)) if fused else Fusion())
-    return _Plan(rewritten, Fusion(tuple(fused), tuple(left)), attributes)
+        return _Plan({}, left=(why,) * bool(fused or left), facts=facts)
+    return _Plan(rewritten, tuple(fused), tuple(left), attributes, facts)
+
+
+def _facts(rewriters: dict[str, Rewriter]) -> frozenset[str]:
+    """What a parent has to know of a module's forward."""
+    forward = rewriters.get("forward")
+    if forward is None:
+        return frozenset()
+    returns = forward.reasons.returns or forward.returns_by_a_method(rewriters)
+    return frozenset([GIVEN] * forward.gives_its_input() + [RETURNS] * returns)
 
 
 def _ending(original: type[nn.Module], method: Method, rewriter: Rewriter, local: set[str]) -> dict[str, Any]:
@@ -204,7 +259,7 @@ def _fused_class(original: type[nn.Module], roles: Roles) -> type[nn.Module]:
         written = vars(kind).get("_written", {})
         if vars(kind).get("_roles") == roles and all(getattr(original, n) is m for n, m in written.items()):
             return kind
-    methods, _, attributes = _plan(original, roles)
+    methods, _, _, attributes, _ = _plan(original, roles)
     if not (methods or attributes):
         return original
     members: dict[str, Any] = {

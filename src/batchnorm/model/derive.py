@@ -63,14 +63,17 @@ def _derived(cls: type[nn.Module], forward: Forward | None, shown: tuple[str, ..
     members |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     members |= {"_derived_from": cls, "_derived_with": (cls, forward, shown)}
     if forward is not None:
-        members["forward"] = _adapted(forward)
+        members |= {"forward": _adapted(forward), "_runs_parts": True}
     bases: Any = (cls, Layer)
     made: Any = _Derived(cls.__name__, bases, members)
     return made
 
 
 def _adapted(forward: Forward) -> Forward:
-    def adapted(self: nn.Module, x: Tensor) -> Tensor:
+    def adapted(self: Any, x: Tensor, residual: Tensor | None = None, *, activation: Any = None) -> Tensor:
+        # Whoever hands over more than x has seen that the forward has nothing to run after ours.
+        if residual is not None or activation is not None:
+            return Layer.forward(self, x, residual, activation=activation)
         return forward(self, x, Layer.forward, _fused)
 
     return adapted

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..checks import check_model
-from ..fuse import explain_fusion
+from ..fuse import fused_in
 from ..nn.layer import BatchNormLayer as Ours
 from .adapters.adapter import is_lazy
 from .find import Found, bare, clean, require
@@ -173,16 +173,14 @@ def _learns(found: Found) -> str:
 def _fused(model: nn.Module, names: list[str]) -> dict[str, str]:
     """What runs with each batch norm in one operation, by the layer's name."""
     fused, modules = {}, dict(model.named_modules())
-    for name, fusion in explain_fusion(model).items():
+    for name, operations in fused_in(model).items():
         prefix = f"{name}." if name else ""
-        for each in fusion.fused:
-            first, _, rest = each.partition(" + ")
-            *added, last = rest.split(" + ")
+        for layer, added, last in operations:
             activation = modules.get(prefix + last)
-            said = " + ".join([*added, last if activation is None else type(activation).__name__.lower()])
-            path = clean(prefix + first.removesuffix("[]"))
+            said = "add + " * added + (last if activation is None else type(activation).__name__.lower())
+            path = clean(prefix + layer.removesuffix("[]"))
             within = [n for n in names if n.startswith(f"{path}.")]
             # a list of layers; a child that ends in one
-            layers = [path] if path in names else within if first.endswith("[]") else within[-1:]
+            layers = [path] if path in names else within if layer.endswith("[]") else within[-1:]
             fused.update(dict.fromkeys(layers, said))
     return fused

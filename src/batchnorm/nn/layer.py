@@ -15,7 +15,7 @@ from ..checks import LonelyValues, NonfiniteStatistics, lonely_values
 from ..mixin import BatchNorm, class_of_copies, is_parametrized
 from ..moments import Moments, mask_of_lengths
 from ..ops import at_once
-from ..ops.collective import several
+from ..ops.collective import RanksDiffer, several
 from ..pipeline import (
     Operands,
     Running,
@@ -75,9 +75,10 @@ class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
             activation: for this call; None for the layer's own.
         """
         options = self._batchnorm_options
-        if at_once.possible(input) and options.usual and lengths is None and activation is None:
+        act = options.activation if activation is None else activations.parse(activation)
+        if at_once.possible(input) and options.usual and lengths is None:
             self._check_input_dim(input)
-            y = usual_call(self, input, residual, mask, options)
+            y = usual_call(self, input, residual, mask, act, options)
             if y is not None:
                 return y
         if isinstance(input, fx.Proxy):  # torch.fx takes torch.nn's layers whole, and so it shall ours
@@ -89,7 +90,7 @@ class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
         operands, size = Operands(input, self.weight, self.bias, residual, mask), options.virtual_batch_size or 0
         if dim != 1:
             operands, size = channels_second(operands, dim, size)
-        settings = Settings(self.eps, options.activation if activation is None else activations.parse(activation), size)
+        settings = Settings(self.eps, act, size)
         running = Running(self.running_mean, self.running_var)
 
         # Without running statistics there is nothing but the batch to normalise with, in eval too.
@@ -113,8 +114,8 @@ class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
                 ranks,
                 None if renorm is None else renorm.limits(self.num_batches_tracked),
             )
-        except NonfiniteStatistics as error:
-            raise NonfiniteStatistics(f"{name_of(self) or 'batch norm'}: {error}") from None
+        except (NonfiniteStatistics, RanksDiffer) as error:
+            raise type(error)(f"{name_of(self) or 'batch norm'}: {error}") from None
         except LonelyValues:
             if options.singleton == "raise" or running.mean is None:
                 raise lonely_values(input, name_of(self), options.virtual_batch_size or 0) from None

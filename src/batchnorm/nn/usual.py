@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..activations import Activation
 from ..ops import at_once
 from .options import Options
 from .recompute import recomputing
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def usual_call(
-    layer: BatchNormLayer, x: Tensor, residual: Tensor | None, mask: Tensor | None, options: Options
+    layer: BatchNormLayer,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    activation: Activation,
+    options: Options,
 ) -> Tensor | None:
     """y, as of `BatchNormLayer.forward`; None where the call is not the usual one, or was refused: nothing has moved.
 
@@ -42,7 +48,7 @@ def usual_call(
                 residual,
                 mask,
                 layer.eps,
-                options.activation,
+                activation,
                 moved,  # pyright: ignore[reportArgumentType]
             )
             if skip:
@@ -51,6 +57,6 @@ def usual_call(
             return y
         if running_mean is None or running_var is None:
             return None
-        return at_once.infer(x, weight, bias, residual, mask, layer.eps, options.activation, running_mean, running_var)
-    except (KeyError, RuntimeError, TypeError):  # a parametrized layer has no such parameter
+        return at_once.infer(x, weight, bias, residual, mask, layer.eps, activation, running_mean, running_var)
+    except (KeyError, at_once.Refused):  # a parametrized layer has no such parameter
         return None

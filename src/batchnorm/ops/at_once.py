@@ -1,6 +1,7 @@
 """A whole call by one operator of the CPU each way, with as little around it as torch's own has: for small batches.
 
-Nothing is checked here. The operators check everything before they write anything, but have no good words.
+The operators check everything before they write anything, but have no good words: what is `Refused` here has moved
+nothing, and is to go the long way, which does it otherwise or says why not.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ Moved = tuple[Tensor | None, Tensor | None, Tensor | None, float, bool, bool]
 NOTHING: Moved = (None, None, None, 0.0, True, False)
 
 
+class Refused(Exception):
+    """The call is not one operator's, and nothing has moved."""
+
+
 def possible(x: object) -> bool:
     """Whether operators compute when they are called: nobody traces or transforms."""
     return (
@@ -55,24 +60,10 @@ def train(
     moved: Moved,
 ) -> tuple[Tensor, Tensor]:
     """y, and the statistics of x; what is to be moved has moved."""
-    running_mean, running_var, batches, momentum, unbiased, skip_nonfinite = moved
-    if running_mean is not None and running_var is not None:
-        if _is_grad_enabled() and (running_mean.requires_grad or running_var.requires_grad):
-            raise RuntimeError("running statistics are not differentiated")
-        # Who saved them for backward has to learn that they change.
-        _increment_version((running_mean, running_var) if batches is None else (running_mean, running_var, batches))
-    if _is_grad_enabled() and (
-        x.requires_grad  # in training mostly enough
-        or (weight is not None and weight.requires_grad)
-        or (bias is not None and bias.requires_grad)
-        or (residual is not None and residual.requires_grad)
-    ):
+    if _is_grad_enabled() and _differentiates(x, weight, bias, residual, moved[0], moved[1]):
         y = _apply_train(x, weight, bias, residual, mask, (eps, activation, moved))
         return y, y.grad_fn.statistics
-    return _forward(
-        x, weight, bias, eps, running_mean, running_var, batches, momentum, activation.code, activation.slope,
-        residual, mask, unbiased, skip_nonfinite,
-    )  # fmt: skip
+    return _train(x, weight, bias, residual, mask, eps, activation, moved)
 
 
 def infer(
@@ -87,22 +78,60 @@ def infer(
     running_var: Tensor,
 ) -> Tensor:
     """y by the running statistics."""
-    if _is_grad_enabled() and (
-        x.requires_grad
-        or running_mean.requires_grad
-        or running_var.requires_grad
-        or (weight is not None and weight.requires_grad)
-        or (bias is not None and bias.requires_grad)
-        or (residual is not None and residual.requires_grad)
-    ):
-        if running_mean.requires_grad or running_var.requires_grad:
-            raise RuntimeError("running statistics are not differentiated")
-        settings = Settings(eps, activation)
-        return _apply_infer(x, weight, bias, residual, mask, running_mean, running_var, settings)
+    if _is_grad_enabled() and _differentiates(x, weight, bias, residual, running_mean, running_var):
+        return _apply_infer(x, weight, bias, residual, mask, running_mean, running_var, Settings(eps, activation))
     # What has a default takes as long to be passed as a small layer's arithmetic.
-    if residual is None and mask is None:
-        return _infer(x, running_mean, running_var, weight, bias, eps, activation.code, activation.slope)[0]
-    return _infer(x, running_mean, running_var, weight, bias, eps, activation.code, activation.slope, residual, mask)[0]
+    usual = (x, running_mean, running_var, weight, bias, eps, activation.code, activation.slope)
+    try:
+        return _infer(*usual)[0] if residual is None and mask is None else _infer(*usual, residual, mask)[0]
+    except (RuntimeError, TypeError) as error:
+        raise Refused from error
+
+
+def _differentiates(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+) -> bool:
+    if running_mean is not None and (
+        running_mean.requires_grad or (running_var is not None and running_var.requires_grad)
+    ):
+        raise Refused
+    found = False
+    for each in (x, weight, bias, residual):
+        if each is not None:
+            if each.is_inference():  # autograd cannot save it, and would say so only after the operator has run
+                raise Refused
+            found = found or each.requires_grad
+    return found
+
+
+def _train(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: Activation,
+    moved: Moved,
+) -> tuple[Tensor, Tensor]:
+    running_mean, running_var, batches, momentum, unbiased, skip_nonfinite = moved
+    usual = (
+        x, weight, bias, eps, running_mean, running_var, batches, momentum, activation.code, activation.slope
+    )  # fmt: skip
+    try:
+        if running_mean is not None and running_var is not None:
+            # Who saved them for backward has to learn that they change.
+            _increment_version((running_mean, running_var) if batches is None else (running_mean, running_var, batches))
+        if residual is None and mask is None and unbiased and not skip_nonfinite:
+            return _forward(*usual)
+        return _forward(*usual, residual, mask, unbiased, skip_nonfinite)
+    except (RuntimeError, TypeError) as error:
+        raise Refused from error
 
 
 class Train(Function):
@@ -111,20 +140,13 @@ class Train(Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         x, weight, bias, residual, mask, (eps, activation, moved) = inputs
-        running_mean, running_var, batches, momentum, unbiased, skip_nonfinite = moved
         ctx.eps, ctx.activation = eps, activation
-        if residual is None and mask is None and unbiased and not skip_nonfinite:
-            y, ctx.statistics = _forward(
-                x, weight, bias, eps, running_mean, running_var, batches, momentum, activation.code, activation.slope
-            )
+        y, ctx.statistics = _train(x, weight, bias, residual, mask, eps, activation, moved)
+        if residual is None and mask is None:
             ctx.save_for_backward(x, weight, bias)
-            return y
-        y, ctx.statistics = _forward(
-            x, weight, bias, eps, running_mean, running_var, batches, momentum, activation.code, activation.slope,
-            residual, mask, unbiased, skip_nonfinite,
-        )  # fmt: skip
-        kept_residual, kept_y = (None, None) if residual is None else autograd.kept_beside(residual, y, activation)
-        ctx.save_for_backward(x, weight, bias, kept_residual, mask, kept_y)
+        else:
+            kept = (None, None) if residual is None else autograd.kept_beside(residual, y, activation)
+            ctx.save_for_backward(x, weight, bias, kept[0], mask, kept[1])
         return y
 
     @staticmethod

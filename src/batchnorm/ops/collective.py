@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+_HELD = 2048  # channels in a message: hardly a layer has more
+
+
+class RanksDiffer(RuntimeError):
+    """The ranks of a process group have not the same number of channels."""
+
+
 def several(ranks: ProcessGroup | None) -> ProcessGroup | None:
     """The process group (None: of all processes) if there is one and it has another rank, else None."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -28,10 +35,41 @@ def merge_over(statistics: Tensor, ranks: ProcessGroup) -> Tensor:
     """Statistics of the union of all ranks' samples, (3, C), the same bits on every rank.
 
     One all-gather of (count, mean, m2) for every channel; a rank without samples takes part with counts of 0.
+
+    Raises:
+        RanksDiffer: on every rank, where they have not the same number of channels. On the CPU alone: elsewhere
+            looking would wait for the device.
     """
-    count, mean, m2 = gather(statistics, ranks).unbind(1)
-    merged = Moments(count, mean, m2).merged()
+    if statistics.is_cpu and not torch.compiler.is_compiling():
+        merged = _exchanged(statistics, ranks).merged()
+    else:
+        merged = Moments(*gather(statistics, ranks).unbind(1)).merged()
     return statistics_of(merged.count, merged.mean, merged.m2)
+
+
+def _exchanged(statistics: Tensor, ranks: ProcessGroup) -> Moments:
+    """The Moments of all ranks, stacked, by messages of one length, whatever number of channels a rank has.
+
+    gloo aborts, or mixes things up, where ranks send messages of different lengths. Only what has more channels than a
+    message holds takes a second one.
+    """
+    channels = statistics.size(1)
+    held = statistics[1:, :_HELD]
+    message = statistics.new_zeros(2 + 2 * _HELD)
+    message[0], message[1] = channels, statistics[0, 0] if channels else 0
+    message[2 : 2 + held.numel()] = held.flatten()
+    everyones = gather(message, ranks)
+    found = [int(each) for each in everyones[:, 0].tolist()]
+    if len(set(found)) > 1:
+        raise RanksDiffer(
+            f"expected the same number of channels on every rank, but the ranks have {found}, in their order; the "
+            "running statistics are as they were. Build the same model on every rank, and run its layers in the same "
+            "order"
+        )
+    means_and_m2s = everyones[:, 2 : 2 + held.numel()].unflatten(1, held.shape)
+    if channels > _HELD:
+        means_and_m2s = torch.cat((means_and_m2s, gather(statistics[1:, _HELD:], ranks)), 2)
+    return Moments(everyones[:, 1:2], *means_and_m2s.unbind(1))
 
 
 def is_lonely(statistics: Tensor) -> bool:
