@@ -148,7 +148,7 @@ def _train_natively_over_ranks(
     x = operands.x.detach()
     moved, momentum = _moved_by_torch(x, running, tracking)
     rows = native_sync.measure(x, settings.eps, ranks)
-    if collective.is_lonely(rows.count.sum().view(1, 1)):
+    if collective.is_lonely(rows.counts.sum().view(1, 1)):
         raise lonely_values(x)
     measured = native_sync.merge(x, rows, settings.eps, *moved, momentum)
     if moved.mean is None:

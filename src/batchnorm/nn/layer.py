@@ -187,7 +187,7 @@ class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchNormLayer:
         if is_parametrized(self):  # which refuses to be pickled, and takes __getstate__ for that
             cls, state = class_of_copies(self), _state_to_copy(self)
-            copied = memo[id(self)] = cls.__new__(cls)
+            copied = memo[id(self)] = cls.__new__(cls)  # pyright: ignore[reportAssignmentType]
         else:
             create, arguments, state, *_ = self.__reduce_ex__(4)
             copied = memo[id(self)] = create(*arguments)  # pyright: ignore[reportCallIssue]
@@ -195,7 +195,7 @@ class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
         # Not a thing to copy, and good for the copy too.
         if self._batchnorm_options.process_group is not None:
             put_options(copied, process_group=self._batchnorm_options.process_group)
-        return copied
+        return copied  # pyright: ignore[reportReturnType]
 
     def __getstate__(self) -> dict[str, Any]:
         return _state_to_copy(self)

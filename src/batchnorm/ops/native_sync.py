@@ -25,11 +25,11 @@ _NOTHING = 1e-30
 
 
 class Rows(NamedTuple):
-    """What each rank measured: mean and rstd (R, C), count (R,)."""
+    """What each rank measured: means and rstds (R, C), counts (R,)."""
 
-    mean: Tensor
-    rstd: Tensor
-    count: Tensor
+    means: Tensor
+    rstds: Tensor
+    counts: Tensor
 
 
 def serves(x: Tensor) -> bool:
@@ -58,14 +58,14 @@ def merge(
     x: Tensor, rows: Rows, eps: float, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
 ) -> Measured:
     """What all ranks measured together; the running statistics moved, which torch `moves`, or None."""
-    total, count = rows.count.double().sum(), rows.count.clamp(min=_NOTHING)
+    total, count = rows.counts.double().sum(), rows.counts.clamp(min=_NOTHING)
     if running_mean is None or running_var is None:
         moved = scratch(x)
     elif _count(x) > 1:
         moved = running_mean, running_var
     else:  # there may be no samples at all, or one, which has no variance: torch would write NaN
         moved = running_mean.clone(), running_var.clone()
-    mean, rstd = torch.batch_norm_gather_stats_with_counts(x, rows.mean, rows.rstd, *moved, momentum, eps, count)
+    mean, rstd = torch.batch_norm_gather_stats_with_counts(x, rows.means, rows.rstds, *moved, momentum, eps, count)
     if running_mean is not None and running_var is not None and moved[0] is not running_mean:
         for running, now, enough in zip((running_mean, running_var), moved, (total > 0, total > 1), strict=True):
             running.copy_(torch.where(enough, now, running))
@@ -75,7 +75,7 @@ def merge(
 def normalize(operands: Operands, rows: Rows, measured: Measured, settings: Settings, ranks: ProcessGroup) -> Tensor:
     """y by what all ranks measured."""
     x, weight, bias = of_one_dtype(operands)
-    z = _Normalize.apply(_laid_out(x), weight, bias, measured, rows.count.int(), ranks)
+    z = _Normalize.apply(_laid_out(x), weight, bias, measured, rows.counts.int(), ranks)
     return finish(z, operands, settings)  # pyright: ignore[reportArgumentType]
 
 
@@ -104,7 +104,7 @@ class _Normalize(Function):
         if need_dx:
             dx = torch.empty_like(x)
             if x.numel():
-                dx = torch.batch_norm_backward_elemt(dy, x, mean, rstd, weight, *total, ctx.counts)
+                dx = torch.batch_norm_backward_elemt(dy, x, mean, rstd, weight, total[0], total[1], ctx.counts)
         return dx, along * rstd if need_dweight else None, dbias if need_dbias else None, None, None, None
 
 
