@@ -15,7 +15,7 @@ from native_forced import NATIVE
 TESTS = Path(__file__).parents[1]
 SLOW = (
     "two_hundred_steps or stay_float32_when_the_module_is_cast or trains_where_batches_are_of_one_class or peak "
-    "or second_derivatives or compiles"
+    "or second_derivatives"
 )
 FILES = [*sorted(file.relative_to(TESTS).as_posix() for file in (TESTS / "nn").glob("test_*.py")), "test_functional.py"]
 FILES.remove("nn/test_compiled_layout.py")  # of our operators
