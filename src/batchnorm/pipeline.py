@@ -134,7 +134,7 @@ def train_over_ranks(
     operands: Operands, running: Running, settings: Settings, tracking: Tracking | None, ranks: ProcessGroup
 ) -> tuple[Tensor, Statistics]:
     """Normalized by what all ranks measure together."""
-    if choose.serves_native_over_ranks(operands, settings):
+    if choose.serves_native_over_ranks(operands):
         return _train_natively_over_ranks(operands, running, settings, tracking, ranks)
     statistics, followed = _measured(operands, settings, tracking, ranks)
     y = normalize_measured(operands, statistics, settings, ranks)

@@ -1,4 +1,4 @@
-"""Tensors that are kept, laid out or computed in another way: saved_tensors_hooks, oneDNN's layout, parametrizations."""
+"""Tensors kept, laid out or computed in another way: saved_tensors_hooks, oneDNN's layout, parametrizations."""
 
 import copy
 
