@@ -124,18 +124,16 @@ class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
         # After the fact, so that an input that raises leaves the count as it was.
         if tracks and (batches := self.num_batches_tracked) is not None:
             batches.add_(1)
-        if self.training and statistics is not None and not again:
+        if self.training and statistics is not None and not again and not under_transform():
             self._batchnorm_remember(statistics, tracks)
         return y if dim == 1 else channels_back(y, input, dim)
 
     def _batchnorm_remember(self, statistics: Statistics, tracked: bool) -> None:
         """What a train-mode call measured, for `measured` and `skipped`."""
-        if under_transform():
-            return
         if tracked and self._batchnorm_options.nonfinite == "skip":
             self._batchnorm_count_broken(statistics)
         if not torch.compiler.is_compiling():
-            self.__dict__["_batchnorm_measured"] = statistics
+            self.__dict__["_batchnorm_measured"] = statistics  # Module's own assignment costs a microsecond
 
     def _batchnorm_count_broken(self, statistics: Statistics) -> None:
         """Count the batch if any channel's statistics are not finite."""

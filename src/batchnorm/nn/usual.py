@@ -40,7 +40,7 @@ def usual_call(
                 batches, skip = buffers["num_batches_tracked"], options.nonfinite == "skip"
                 moved = (running_mean, running_var, batches, momentum, options.unbiased, skip)
             else:
-                skip, moved = False, at_once.NOTHING
+                moved = at_once.NOTHING
             y, statistics = at_once.train(
                 x,
                 weight,
@@ -51,9 +51,7 @@ def usual_call(
                 activation,
                 moved,  # pyright: ignore[reportArgumentType]
             )
-            if skip:
-                layer._batchnorm_count_broken(statistics)
-            layer.__dict__["_batchnorm_measured"] = statistics  # Module's own assignment costs a microsecond
+            layer._batchnorm_remember(statistics, layer.track_running_stats)
             return y
         if running_mean is None or running_var is None:
             return None

@@ -101,11 +101,14 @@ def _differentiates(
     ):
         raise Refused
     found = False
-    for each in (x, weight, bias, residual):
-        if each is not None:
-            if each.is_inference():  # autograd cannot save it, and would say so only after the operator has run
-                raise Refused
-            found = found or each.requires_grad
+    try:
+        for each in (x, weight, bias, residual):
+            if each is not None:
+                if each.is_inference():  # autograd cannot save it, and would say so only after the operator has run
+                    raise Refused
+                found = found or each.requires_grad
+    except AttributeError as error:  # no tensor
+        raise Refused from error
     return found
 
 
