@@ -171,3 +171,36 @@ def test_running_statistics_of_another_dtype(training, native):
     assert_close(y, expected)
     for ours, theirs in zip(running, exact, strict=True):  # measured in float32
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+BAD = {
+    "channels": lambda layer, x: layer(x[:, :2]),
+    "one value": lambda layer, x: layer(x[:1]),
+    "weight's dtype": lambda layer, x: layer(x.double()),
+    "residual's shape": lambda layer, x: layer(x, x[:, :, None]),
+    "residual's type": lambda layer, x: layer(x, 3.0),
+    "dimensions": lambda layer, x: layer(x[0, 0]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_refused_is_told_as_our_kernels_tell_it_and_nothing_moves(case, monkeypatch):
+    said = []
+    for compiled in (True, False):
+        monkeypatch.setattr(cpu, "COMPILED", compiled)
+        layer = bn.BatchNorm1d(3)
+        with pytest.raises((RuntimeError, ValueError, TypeError)) as raised:
+            BAD[case](layer, torch.ones(4, 3))
+        said.append((raised.type, str(raised.value)))
+        assert (layer.running_mean.sum(), layer.running_var.sum(), layer.num_batches_tracked) == (0, 3, 0)
+    assert said[0] == said[1]
+
+
+def test_the_usual_call_is_not_looked_at_in_python(native, monkeypatch):
+    """Which on a GPU would take longer than a small batch."""
+    layer, x = bn.BatchNorm1d(3, activation="relu"), torch.randn(4, 3)
+    monkeypatch.setattr("batchnorm.nn.layer.normalize_batch", None)
+    for training in (True, False):
+        layer.train(training)(x, x)
+    assert layer.num_batches_tracked == 1
+    assert layer.measured.count == 4

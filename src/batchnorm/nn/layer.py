@@ -14,7 +14,7 @@ from ..activations import Activation
 from ..checks import LonelyValues, NonfiniteStatistics, lonely_values
 from ..mixin import BatchNorm, class_of_copies, is_parametrized
 from ..moments import Moments, mask_of_lengths
-from ..ops import at_once
+from ..ops import at_once, choose
 from ..ops.collective import RanksDiffer, several
 from ..pipeline import (
     Operands,
@@ -32,6 +32,7 @@ from .naming import name_of
 from .options import Options, beyond_torch, put_options
 from .recompute import recomputing
 from .usual import usual_call
+from .usual_native import usual_native_call
 
 
 class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
@@ -79,6 +80,11 @@ class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
         if at_once.possible(input) and options.usual and lengths is None:
             self._check_input_dim(input)
             y = usual_call(self, input, residual, mask, act, options)
+            if y is not None:
+                return y
+        elif options.usual and mask is None and lengths is None and choose.native_at_once(input):
+            self._check_input_dim(input)
+            y = usual_native_call(self, input, residual, act, options)
             if y is not None:
                 return y
         if isinstance(input, fx.Proxy):  # torch.fx takes torch.nn's layers whole, and so it shall ours

@@ -64,6 +64,18 @@ def serves_native(operands: Operands, settings: Settings, training: bool) -> boo
     return why_not_native(operands, settings, training) is None
 
 
+def native_at_once(x: object) -> bool:
+    """Whether torch's own operators serve x, and compute when they are called: nobody traces or transforms."""
+    return (
+        type(x) is Tensor
+        and not (x.is_cpu and cpu.COMPILED)
+        and x.layout is torch.strided
+        and not torch.compiler.is_dynamo_compiling()
+        and _get_tracing_state() is None
+        and not under_transform()
+    )
+
+
 def why_not_native(operands: Operands, settings: Settings, training: bool) -> str | None:
     """Why torch's own batch-norm operator is not the call; None if it is."""
     if under_transform() or _get_tracing_state() is not None:

@@ -80,14 +80,21 @@ def train(
     operands: Operands, settings: Settings, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
 ) -> tuple[Tensor, Measured]:
     """y, and what of x it was normalized with; the running statistics moved, which torch `moves`, or None."""
-    x, weight, bias = of_one_dtype(operands)
     if running_mean is None or running_var is None:
-        running_mean, running_var = scratch(x)
+        running_mean, running_var = scratch(operands.x)
+    z, measured = normalized(operands, settings, running_mean, running_var, momentum)
+    return finish(z, operands, settings), measured
+
+
+def normalized(
+    operands: Operands, settings: Settings, running_mean: Tensor, running_var: Tensor, momentum: float
+) -> tuple[Tensor, Measured]:
+    """The same before residual and activation. Where torch refuses the call, nothing has moved."""
+    x, weight, bias = of_one_dtype(operands)
     z, mean, rstd, *_ = torch._batch_norm_impl_index(  # pyright: ignore[reportPrivateImportUsage]
         x, weight, bias, running_mean, running_var, True, momentum, settings.eps, torch.backends.cudnn.enabled
     )
-    measured = Measured(x.numel() // max(x.size(1), 1), mean.detach(), rstd.detach(), settings.eps)
-    return finish(z, operands, settings), measured
+    return z, Measured(x.numel() // max(x.size(1), 1), mean.detach(), rstd.detach(), settings.eps)
 
 
 def infer(operands: Operands, running_mean: Tensor, running_var: Tensor, settings: Settings) -> Tensor:
