@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from native_forced import NATIVE
 
+import batchnorm
+
 TESTS = Path(__file__).parents[1]
 SLOW = (
     "two_hundred_steps or stay_float32_when_the_module_is_cast or trains_where_batches_are_of_one_class or peak "
@@ -35,6 +37,7 @@ def test_on_torchs_own_operators(file):
         "-k",
         f"not ({SLOW})",
     ]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")} | {NATIVE: "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environment |= {NATIVE: "1", "PYTHONPATH": str(Path(batchnorm.__file__).parents[1])}  # this one, wherever it is run
     done = subprocess.run([*command, file], cwd=TESTS, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
