@@ -122,7 +122,7 @@ def _check_saved(
         x.is_inference()
         or (weight is not None and weight.is_inference())
         or (bias is not None and bias.is_inference())
-        or (residual is not None and residual.is_inference())
+        or (residual is not None and not (isinstance(residual, Tensor) and not residual.is_inference()))
         or (running_mean is not None and running_mean.requires_grad)
         or (running_var is not None and running_var.requires_grad)
     ):
