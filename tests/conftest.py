@@ -1,6 +1,9 @@
 """What tests of several folders share."""
 
+import native_forced
 import pytest
+
+native_forced.if_asked()
 
 
 @pytest.fixture(scope="session")

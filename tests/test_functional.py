@@ -174,6 +174,7 @@ def test_an_all_masked_batch_leaves_the_running_statistics_alone():
     assert all(torch.equal(v[k], before[k]) for k in v)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("mean", [0.0, 1.0, 1e3, 1e4, 1e5, 1e6])
 def test_the_error_does_not_grow_with_the_mean(mean, layout):
@@ -486,6 +487,7 @@ def test_a_mistake_in_our_own_options_raises_and_changes_nothing(error, message,
     assert running[1].eq(1).all()
 
 
+@pytest.mark.kernels  # torch's relu keeps its output
 def test_only_x_and_channel_vectors_are_kept_for_backward():
     x = make((8, 4, 16, 16)).requires_grad_()
     residual = make(x.shape).requires_grad_()

@@ -22,6 +22,7 @@ def errors(function, x, weight, bias, dy, layout, exact):
     return torch.stack([(a.double() - b).square().mean().sqrt() for a, b in zip(found, exact, strict=False)])
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("mean", [0.0, 1.0, 1e3, 1e4, 1e5, 1e6])
 def test_within_twice_the_error_of_the_better_of_torchs_layouts(mean):
     shape = (16, 64, 32, 32)

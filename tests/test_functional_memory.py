@@ -33,6 +33,7 @@ def kept(function, *inputs):
     return y, storages
 
 
+@pytest.mark.kernels  # torch's relu keeps its output
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("with_residual", [True, False])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .diagnosis import diagnose as diagnose
     from .distributed import pool_buffers as pool_buffers
     from .functional import batch_norm as batch_norm
+    from .model.backends import backends as backends
     from .model.convert import convert as convert
     from .model.convert import revert as revert
     from .model.summary import summary as summary
@@ -48,6 +49,7 @@ _HOME = {
     "diagnose": ".diagnosis",
     "pool_buffers": ".distributed",
     "batch_norm": ".functional",
+    "backends": ".model.backends",
     "convert": ".model.convert",
     "revert": ".model.convert",
     "summary": ".model.summary",

@@ -37,6 +37,11 @@ def plain_class(layer: nn.Module) -> type[nn.Module]:
     return cls
 
 
+def class_of_copies(layer: nn.Module) -> type[nn.Module]:
+    """The layer's class but for the mixins that copies do not have."""
+    return _compose(plain_class(layer), tuple(m for m in _mixins(type(layer)) if m._copied))
+
+
 def set_class(layer: nn.Module, cls: type[nn.Module]) -> None:
     """Swap the layer's class for another; mixins stay."""
     layer.__class__ = _compose(cls, _mixins(type(layer)))

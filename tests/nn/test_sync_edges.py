@@ -206,6 +206,7 @@ def unlike(rank):
     return found
 
 
+@pytest.mark.kernels  # on devices where looking waits for nothing
 def test_ranks_of_unlike_widths_are_told_on_every_rank_and_nothing_moves():
     for narrow, wide, same in ranks.run(unlike):
         for (kind, said, moved, count), channels in ((narrow, "[3, 5]"), (wide, "[2048, 2050]")):

@@ -15,13 +15,14 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import native_forced
 import torch
 import torch.distributed as dist
 
 # A server that has imported torch once forks the ranks: in a few hundredths of a second, and without pytest's threads.
 _CONTEXT = multiprocessing.get_context("forkserver")
 # torch._dynamo: DistributedDataParallel imports it at the first step.
-_CONTEXT.set_forkserver_preload(["ranks", "torch._dynamo", "torch.testing", "pytest", "batchnorm.nn"])
+_CONTEXT.set_forkserver_preload(["ranks", "native_forced", "torch._dynamo", "torch.testing", "pytest", "batchnorm.nn"])
 
 
 def run(function: Any, world: int = 2, *args: Any, seconds: float = 60.0, timeout: float = 20.0) -> list[Any]:
@@ -73,6 +74,7 @@ def outcomes(
 
 def _rank(path: str, name: str, rank: int, world: int, store: str, timeout: float, pipe: Any, args: bytes) -> None:
     torch.set_num_threads(1)
+    native_forced.if_asked()
     try:
         dist.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=timeout)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import html
-import io
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -16,12 +14,7 @@ from ..fuse import fused_in
 from ..nn.layer import BatchNormLayer as Ours
 from .adapters.adapter import is_lazy
 from .find import Found, bare, clean, require
-
-if TYPE_CHECKING:
-    from rich.console import Group
-
-_COLUMNS = ("layer", "class", "channels", "momentum", "eps", "learns", "batches", "ours")
-_NUMBERS = ("channels", "momentum", "eps", "batches")
+from .table import Table
 
 
 @dataclass(frozen=True)
@@ -54,8 +47,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Table):
     """The batch norms of a model, in its order; printed, and in a notebook, a table."""
+
+    _columns = ("layer", "class", "channels", "momentum", "eps", "learns", "batches", "ours")
+    _numbers = ("channels", "momentum", "eps", "batches")
 
     rows: list[Row]
 
@@ -73,31 +69,6 @@ class Summary:
         said = f"{many}: {len(ours)} ours ({sum(bool(row.fused) for row in ours)} fused with what follows)"
         groups = Counter((row.kind, row.why_not or "not converted yet") for row in self.rows if not row.ours)
         return said + "".join(f"; {count} {kind}: {why}" for (kind, why), count in groups.items())
-
-    def __rich__(self) -> Group:
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=None, pad_edge=False, header_style="bright_black")
-        for name in _COLUMNS:
-            table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
-        for cells in self._cells():
-            table.add_row(*map(Text, cells))  # names are text, never markup
-        return Group(Text(self.headline, style="bold"), table)
-
-    def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=10_000, color_system=None)
-        console.print(self)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-        body = ("".join(f"<td>{html.escape(cell)}</td>" for cell in cells) for cells in self._cells())
-        rows = "".join(f"<tr>{row}</tr>" for row in body)
-        return f"<p>{html.escape(self.headline)}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
     def _cells(self) -> Iterable[tuple[str, ...]]:
         for row in self.rows:

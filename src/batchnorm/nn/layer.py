@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from .. import activations
 from ..activations import Activation
 from ..checks import LonelyValues, NonfiniteStatistics, lonely_values
-from ..mixin import BatchNorm
+from ..mixin import BatchNorm, class_of_copies, is_parametrized
 from ..moments import Moments, mask_of_lengths
-from ..ops import at_once
+from ..ops import at_once, choose
 from ..ops.collective import RanksDiffer, several
 from ..pipeline import (
     Operands,
@@ -32,6 +32,7 @@ from .naming import name_of
 from .options import Options, beyond_torch, put_options
 from .recompute import recomputing
 from .usual import usual_call
+from .usual_native import usual_native_call
 
 
 class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
@@ -79,6 +80,11 @@ class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
         if at_once.possible(input) and options.usual and lengths is None:
             self._check_input_dim(input)
             y = usual_call(self, input, residual, mask, act, options)
+            if y is not None:
+                return y
+        elif options.usual and mask is None and lengths is None and choose.native_at_once(input):
+            self._check_input_dim(input)
+            y = usual_native_call(self, input, residual, act, options)
             if y is not None:
                 return y
         if isinstance(input, fx.Proxy):  # torch.fx takes torch.nn's layers whole, and so it shall ours
@@ -183,23 +189,34 @@ class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
         freeze_as_saved(self, local_metadata)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchNormLayer:
-        create, arguments, state, *_ = self.__reduce_ex__(4)
-        copied = memo[id(self)] = create(*arguments)  # pyright: ignore[reportCallIssue]
+        if is_parametrized(self):  # which refuses to be pickled, and takes __getstate__ for that
+            cls, state = class_of_copies(self), _state_to_copy(self)
+            copied = memo[id(self)] = cls.__new__(cls)  # pyright: ignore[reportAssignmentType]
+        else:
+            create, arguments, state, *_ = self.__reduce_ex__(4)
+            copied = memo[id(self)] = create(*arguments)  # pyright: ignore[reportCallIssue]
         copied.__setstate__(copy.deepcopy(state, memo))
         # Not a thing to copy, and good for the copy too.
         if self._batchnorm_options.process_group is not None:
             put_options(copied, process_group=self._batchnorm_options.process_group)
-        return copied
+        return copied  # pyright: ignore[reportReturnType]
 
     def __getstate__(self) -> dict[str, Any]:
-        # The last measurement belongs to the training under way, not to a pickled or copied layer; a process group to
-        # the processes that made it.
-        state = {name: value for name, value in self.__dict__.items() if name != "_batchnorm_measured"}
-        if "_batchnorm_options" in state:
-            state["_batchnorm_options"] = replace(state["_batchnorm_options"], process_group=None)
-        if "process_group" in state.get("_batchnorm_before", {}):
-            state["_batchnorm_before"] = {**state["_batchnorm_before"], "process_group": None}
-        return state
+        return _state_to_copy(self)
+
+
+def _state_to_copy(layer: BatchNormLayer) -> dict[str, Any]:
+    """The layer's attributes, without those that belong where it is.
+
+    The last measurement belongs to the training under way, not to a pickled or copied layer; a process group to the
+    processes that made it.
+    """
+    state = {name: value for name, value in layer.__dict__.items() if name != "_batchnorm_measured"}
+    if "_batchnorm_options" in state:
+        state["_batchnorm_options"] = replace(state["_batchnorm_options"], process_group=None)
+    if "process_group" in state.get("_batchnorm_before", {}):
+        state["_batchnorm_before"] = {**state["_batchnorm_before"], "process_group": None}
+    return state
 
 
 def next_momentum(layer: BatchNorm) -> float | Tensor:

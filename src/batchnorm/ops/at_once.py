@@ -41,6 +41,7 @@ def possible(x: object) -> bool:
     return (
         type(x) is Tensor
         and cpu.COMPILED
+        and x.is_cpu  # elsewhere every call would raise, to be caught
         and not _is_dynamo_compiling()
         and _get_tracing_state() is None
         and not _transforms_active()

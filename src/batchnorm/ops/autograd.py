@@ -43,7 +43,7 @@ def normalize_measured(
 ) -> Tensor:
     """The same with statistics that `measure` gave before, of x alone or of all ranks' x."""
     if choose.composes(operands.x):
-        _refuse_more_derivatives(ranks)
+        collective.refuse_more_derivatives(ranks)
         return plain.normalize(operands, plain.measure(operands.x, operands.mask, settings.virtual_batch), settings)
     if _is_grad_enabled() and _differentiates(*operands):
         return NormalizeMeasured.apply(*operands, statistics, settings, ranks)  # pyright: ignore[reportReturnType]
@@ -142,7 +142,7 @@ def gradients(ctx: Any, dy: Tensor, measured: bool, ranks: ProcessGroup | None =
     if _is_grad_enabled():
         # Somebody will differentiate this gradient, so it has to be a function of x in autograd's eyes, statistics
         # included. Plain operators are.
-        _refuse_more_derivatives(ranks)
+        collective.refuse_more_derivatives(ranks)
         if measured:
             statistics = plain.measure(operands.x, operands.mask, settings.virtual_batch)
         gradients = plain.backward(dy, operands, y, statistics, settings, measured, need_dx, need_dresidual)
@@ -157,11 +157,3 @@ def gradients(ctx: Any, dy: Tensor, measured: bool, ranks: ProcessGroup | None =
         )
     dx, dresidual, dweight, dbias = gradients
     return dx, dweight if need_dweight else None, dbias if need_dbias else None, dresidual
-
-
-def _refuse_more_derivatives(ranks: ProcessGroup | None) -> None:
-    if ranks is not None:
-        raise RuntimeError(
-            "synchronized batch normalization has first derivatives by backward() alone: more would need the other "
-            "ranks' part in them. Take them on one rank (without a process group) or in eval mode"
-        )

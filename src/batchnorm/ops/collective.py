@@ -95,6 +95,15 @@ def sum_over(sums: Tensor, ranks: ProcessGroup) -> Tensor:
     return total
 
 
+def refuse_more_derivatives(ranks: ProcessGroup | None) -> None:
+    """Raise where there are ranks, whose part in more than a first derivative nobody computes."""
+    if ranks is not None:
+        raise RuntimeError(
+            "synchronized batch normalization has first derivatives by backward() alone: more would need the other "
+            "ranks' part in them. Take them on one rank (without a process group) or in eval mode"
+        )
+
+
 def _together(collective: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     if torch.compiler.is_compiling():
         collective(*args, **kwargs)

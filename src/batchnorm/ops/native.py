@@ -9,15 +9,21 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from .plain import Operands, Settings, statistics_of
 
+_TENSORS = (Tensor, nn.Parameter, nn.Buffer, FakeTensor, FunctionalTensor)
+_PASSES_ON = torch._C._disabled_torch_dispatch_impl
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
+
 
 class Measured(NamedTuple):
-    """What torch's operator keeps of a batch: per channel, (C,), in float32 at least."""
+    """What torch's operators keep of a batch, or of all ranks' batches: per channel, (C,), in float32 at least."""
 
-    values: int
+    values: int | Tensor
     mean: Tensor
     rstd: Tensor
     eps: float
@@ -25,8 +31,10 @@ class Measured(NamedTuple):
     def statistics(self) -> Tensor:
         """The (3, C) tensor of `plain.Statistics`: made when somebody asks, for it costs as much as a small layer."""
         mean, rstd = self.mean.double(), self.rstd.double()
-        count = torch.full_like(mean, self.values)
-        return statistics_of(count, mean, (rstd.square().reciprocal() - self.eps).clamp(min=0) * count)
+        count = torch.zeros_like(mean) + self.values
+        m2 = (rstd.square().reciprocal() - self.eps).clamp(min=0) * count
+        # torch's operators divide by a count of 0.
+        return statistics_of(count, torch.where(count > 0, mean, 0.0), torch.where(count > 0, m2, 0.0))
 
 
 def why_not(operands: Operands, settings: Settings, training: bool) -> str | None:
@@ -40,37 +48,77 @@ def why_not(operands: Operands, settings: Settings, training: bool) -> str | Non
     return None
 
 
+def is_wrapped(x: Tensor) -> bool:
+    """Whether x is of a subclass that sees to torch's operators itself, as DTensor does."""
+    return type(x) not in _TENSORS and getattr(type(x), "__torch_dispatch__", _PASSES_ON) is not _PASSES_ON
+
+
+def vectors_dtype(x: Tensor) -> torch.dtype:
+    """Of weight, bias and running statistics: torch wants one for all of them, and one of two."""
+    return torch.float32 if x.dtype in _LOW_PRECISION else x.dtype
+
+
+def moves(running_mean: Tensor | None, x: Tensor) -> bool:
+    """Whether torch's operators can move these running statistics."""
+    if running_mean is None or running_mean.dtype != vectors_dtype(x):
+        return False
+    # Of a DTensor whose channels are sharded torch moves a copy, in silence.
+    return not any(placement.is_shard(1) for placement in getattr(x, "placements", ()))
+
+
+def scratch(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Running statistics for torch to move in place of the layer's, never read.
+
+    With none, autograd would save two tensors fewer, and torch.utils.checkpoint refuse a recomputation, which tracks
+    nothing; and torch would keep what it measured in the dtype of x.
+    """
+    empty = [x.new_empty((x.size(1),), dtype=vectors_dtype(x), layout=torch.strided) for _ in range(2)]
+    return empty[0], empty[1]
+
+
 def train(
     operands: Operands, settings: Settings, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
 ) -> tuple[Tensor, Measured]:
-    """y, and what of x it was normalized with; the running statistics moved."""
-    x, weight, bias = _of_one_dtype(operands, running_mean)
+    """y, and what of x it was normalized with; the running statistics moved, which torch `moves`, or None."""
+    if running_mean is None or running_var is None:
+        running_mean, running_var = scratch(operands.x)
+    z, measured = normalized(operands, settings, running_mean, running_var, momentum)
+    return finish(z, operands, settings), measured
+
+
+def normalized(
+    operands: Operands, settings: Settings, running_mean: Tensor, running_var: Tensor, momentum: float
+) -> tuple[Tensor, Measured]:
+    """The same before residual and activation. Where torch refuses the call, nothing has moved."""
+    x, weight, bias = of_one_dtype(operands)
     z, mean, rstd, *_ = torch._batch_norm_impl_index(  # pyright: ignore[reportPrivateImportUsage]
         x, weight, bias, running_mean, running_var, True, momentum, settings.eps, torch.backends.cudnn.enabled
     )
-    measured = Measured(x.numel() // max(x.size(1), 1), mean.detach(), rstd.detach(), settings.eps)
-    return _finish(z, operands, settings), measured
+    return z, Measured(x.numel() // max(x.size(1), 1), mean.detach(), rstd.detach(), settings.eps)
 
 
 def infer(operands: Operands, running_mean: Tensor, running_var: Tensor, settings: Settings) -> Tensor:
     """y by the running statistics."""
-    x, weight, bias = _of_one_dtype(operands, running_mean)
-    z = F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, settings.eps)
-    return _finish(z, operands, settings)
+    x, weight, bias = of_one_dtype(operands)
+    mean, var = (_cast(running, vectors_dtype(x)) for running in (running_mean, running_var))
+    z = F.batch_norm(x, mean, var, weight, bias, False, 0.0, settings.eps)
+    return finish(z, operands, settings)
 
 
-def _of_one_dtype(operands: Operands, running_mean: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """x, weight and bias. torch wants one dtype for all vectors, and our running statistics stay in float32."""
+def of_one_dtype(operands: Operands) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """x, weight and bias: a layer made by .half() keeps its running statistics in float32, and so it is all of them."""
     x, weight, bias, _, _ = operands
-    if running_mean is not None:
-        weight, bias = _cast(weight, running_mean.dtype), _cast(bias, running_mean.dtype)
-    return x, weight, bias
+    return x, _cast(weight, vectors_dtype(x)), _cast(bias, vectors_dtype(x))
+
+
+def finish(z: Tensor, operands: Operands, settings: Settings) -> Tensor:
+    """The activation of z + residual, of a z that nobody else has."""
+    residual = operands.residual
+    if residual is None:
+        return settings.activation(z)
+    # In place, for batch norm differentiates from x, and does not keep z. Of a DTensor + may choose other placements.
+    return settings.activation(z + residual if is_wrapped(z) else z.add_(residual))
 
 
 def _cast(vector: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return vector if vector is None or vector.dtype == dtype else vector.to(dtype)
-
-
-def _finish(z: Tensor, operands: Operands, settings: Settings) -> Tensor:
-    # In place, for nobody keeps z: its batch norm differentiates from x.
-    return settings.activation(z if operands.residual is None else z.add_(operands.residual))

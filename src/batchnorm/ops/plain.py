@@ -256,11 +256,11 @@ def _sum(values: Tensor, x: Tensor, size: int) -> Tensor:
     """Sum over all but the channels, float64: (C,), or (G, C) over virtual batches of x."""
     if not size:
         return values.sum([d for d in range(values.dim()) if d != 1], dtype=torch.float64)
-    items = values.flatten(2).sum(2, dtype=torch.float64) if values.dim() > 2 else values.double()
+    items = values.flatten(2).sum(2, dtype=torch.float64) if values.dim() > 2 else values
     groups = virtual_batches(x, size)
     if groups <= 1:
-        return items.sum(0, keepdim=True)[:groups]
-    sums = F.pad(items, (0, 0, 0, -items.size(0) % size)).unflatten(0, (-1, size)).sum(1)
+        return items.sum(0, keepdim=True, dtype=torch.float64)[:groups]
+    sums = F.pad(items, (0, 0, 0, -items.size(0) % size)).unflatten(0, (-1, size)).sum(1, dtype=torch.float64)
     return torch.cat((sums[: groups - 1], sums[groups - 1 :].sum(0, keepdim=True)))  # a rest of one has joined
 
 
