@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 _current_graph_task_id = torch._C._current_graph_task_id
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
 def recomputing() -> bool:
@@ -27,4 +28,4 @@ def recomputing() -> bool:
         >>> recomputing(), seen
         (False, [True])
     """
-    return not torch.compiler.is_compiling() and _current_graph_task_id() != -1
+    return not _is_dynamo_compiling() and _current_graph_task_id() != -1

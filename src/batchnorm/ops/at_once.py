@@ -60,7 +60,15 @@ def train(
     moved: Moved,
 ) -> tuple[Tensor, Tensor]:
     """y, and the statistics of x; what is to be moved has moved."""
-    if _is_grad_enabled() and _differentiates(x, weight, bias, residual, moved[0], moved[1]):
+    # Written out, here and below: a call in Python costs as much as a pass over a small batch.
+    if _is_grad_enabled() and (
+        x.requires_grad  # in training mostly enough
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and _requires_grad(residual))
+        or (moved[0] is not None and moved[0].requires_grad)
+        or (moved[1] is not None and moved[1].requires_grad)
+    ):
         y = _apply_train(x, weight, bias, residual, mask, (eps, activation, moved))
         return y, y.grad_fn.statistics
     return _train(x, weight, bias, residual, mask, eps, activation, moved)
@@ -78,7 +86,15 @@ def infer(
     running_var: Tensor,
 ) -> Tensor:
     """y by the running statistics."""
-    if _is_grad_enabled() and _differentiates(x, weight, bias, residual, running_mean, running_var):
+    if _is_grad_enabled() and (
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and _requires_grad(residual))
+        or running_mean.requires_grad
+        or running_var.requires_grad
+    ):
+        _check_saved(x, weight, bias, residual, running_mean, running_var)
         return _apply_infer(x, weight, bias, residual, mask, running_mean, running_var, Settings(eps, activation))
     # What has a default takes as long to be passed as a small layer's arithmetic.
     usual = (x, running_mean, running_var, weight, bias, eps, activation.code, activation.slope)
@@ -88,28 +104,30 @@ def infer(
         raise Refused from error
 
 
-def _differentiates(
+def _requires_grad(residual: object) -> bool:
+    if not isinstance(residual, Tensor):
+        raise Refused
+    return residual.requires_grad
+
+
+def _check_saved(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-) -> bool:
-    if running_mean is not None and (
-        running_mean.requires_grad or (running_var is not None and running_var.requires_grad)
+) -> None:
+    """Refuse what autograd would refuse, but only once the operator has run."""
+    if (
+        x.is_inference()
+        or (weight is not None and weight.is_inference())
+        or (bias is not None and bias.is_inference())
+        or (residual is not None and not (isinstance(residual, Tensor) and not residual.is_inference()))
+        or (running_mean is not None and running_mean.requires_grad)
+        or (running_var is not None and running_var.requires_grad)
     ):
         raise Refused
-    found = False
-    try:
-        for each in (x, weight, bias, residual):
-            if each is not None:
-                if each.is_inference():  # autograd cannot save it, and would say so only after the operator has run
-                    raise Refused
-                found = found or each.requires_grad
-    except AttributeError as error:  # no tensor
-        raise Refused from error
-    return found
 
 
 def _train(
@@ -123,16 +141,18 @@ def _train(
     moved: Moved,
 ) -> tuple[Tensor, Tensor]:
     running_mean, running_var, batches, momentum, unbiased, skip_nonfinite = moved
-    usual = (
-        x, weight, bias, eps, running_mean, running_var, batches, momentum, activation.code, activation.slope
-    )  # fmt: skip
     try:
         if running_mean is not None and running_var is not None:
             # Who saved them for backward has to learn that they change.
             _increment_version((running_mean, running_var) if batches is None else (running_mean, running_var, batches))
         if residual is None and mask is None and unbiased and not skip_nonfinite:
-            return _forward(*usual)
-        return _forward(*usual, residual, mask, unbiased, skip_nonfinite)
+            return _forward(
+                x, weight, bias, eps, running_mean, running_var, batches, momentum, activation.code, activation.slope
+            )
+        return _forward(
+            x, weight, bias, eps, running_mean, running_var, batches, momentum, activation.code, activation.slope,
+            residual, mask, unbiased, skip_nonfinite,
+        )  # fmt: skip
     except (RuntimeError, TypeError) as error:
         raise Refused from error
 
@@ -143,8 +163,9 @@ class Train(Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         x, weight, bias, residual, mask, (eps, activation, moved) = inputs
-        ctx.eps, ctx.activation = eps, activation
+        _check_saved(x, weight, bias, residual, moved[0], moved[1])
         y, ctx.statistics = _train(x, weight, bias, residual, mask, eps, activation, moved)
+        ctx.eps, ctx.activation = eps, activation
         if residual is None and mask is None:
             ctx.save_for_backward(x, weight, bias)
         else:
@@ -158,13 +179,18 @@ class Train(Function):
             ctx.settings, ctx.steps = Settings(ctx.eps, ctx.activation), plain
             return *autograd.gradients(ctx, grad_outputs[0], measured=True), None, None
         x, weight, bias, *others = ctx.saved_tensors
-        activation, needed = ctx.activation, ctx.needs_input_grad
-        usual = (grad_outputs[0], x, ctx.statistics, weight, bias, ctx.eps, activation.code, activation.slope)
-        if not others and needed[0]:
-            dx, _, dweight, dbias = _backward(*usual)
+        activation = ctx.activation
+        if not others and ctx.needs_input_grad[0]:
+            dx, _, dweight, dbias = _backward(
+                grad_outputs[0], x, ctx.statistics, weight, bias, ctx.eps, activation.code, activation.slope
+            )
             return dx, dweight, dbias, None, None, None
         residual, mask, y = others or (None, None, None)
-        dx, dresidual, dweight, dbias = _backward(*usual, residual, y, mask, 0, True, needed[0], needed[3])
+        need_dx, _, _, need_dresidual, *_ = ctx.needs_input_grad
+        dx, dresidual, dweight, dbias = _backward(
+            grad_outputs[0], x, ctx.statistics, weight, bias, ctx.eps, activation.code, activation.slope,
+            residual, y, mask, 0, True, need_dx, need_dresidual,
+        )  # fmt: skip
         return dx, dweight, dbias, dresidual, None, None
 
 
