@@ -19,7 +19,11 @@ SLOW = (
     "two_hundred_steps or stay_float32_when_the_module_is_cast or trains_where_batches_are_of_one_class or peak "
     "or second_derivatives"
 )
-FILES = [*sorted(file.relative_to(TESTS).as_posix() for file in (TESTS / "nn").glob("test_*.py")), "test_functional.py"]
+FILES = [
+    *sorted(file.relative_to(TESTS).as_posix() for file in (TESTS / "nn").glob("test_*.py")),
+    "test_functional.py",
+    "tools/test_update.py",
+]
 FILES.remove("nn/test_compiled_layout.py")  # of our operators
 
 

@@ -54,7 +54,7 @@ def usual_native_call(
     except RuntimeError:  # the long way says why, in better words
         return None
     batches.add_(1)
-    layer.__dict__["_batchnorm_measured"] = measured
+    layer._batchnorm_remember(measured, True)
     return native.finish(z, operands, settings)
 
 
