@@ -10,8 +10,10 @@ from cases import make, torchs
 from compare import assert_close
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.nn.utils import prune
 
 import batchnorm as bn
+from batchnorm.ops import cpu
 
 PAIRS = [(nn.BatchNorm1d, bn.BatchNorm1d), (nn.BatchNorm2d, bn.BatchNorm2d), (nn.BatchNorm3d, bn.BatchNorm3d)]
 SHAPES = {1: (6, 3, 5), 2: (4, 3, 5, 6), 3: (2, 3, 3, 4, 5)}
@@ -273,3 +275,20 @@ def test_a_traced_cumulative_average_goes_on_averaging():
         theirs(x)
         ours(x)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["cpu", "native"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_pruned_layer_multiplies_by_what_is_left(training, compiled, monkeypatch):
+    """Pruning makes the weight a plain attribute, computed before each call from a parameter of another name."""
+    monkeypatch.setattr(cpu, "COMPILED", compiled and cpu.COMPILED)
+    torch.manual_seed(0)
+    ours, theirs = bn.BatchNorm1d(6), nn.BatchNorm1d(6)
+    with torch.no_grad():
+        theirs.weight.copy_(torch.rand(6) + 1)
+    ours.load_state_dict(theirs.state_dict())
+    for layer in (ours, theirs):
+        prune.custom_from_mask(layer, "weight", torch.tensor([1.0, 0, 1, 1, 0, 1]))
+        layer.train(training)
+    x = torch.randn(8, 6)
+    torch.testing.assert_close(ours(x), theirs(x))

@@ -29,9 +29,13 @@ def usual_native_call(
     The options are `usual`, x is one that `choose.native_at_once` says yes to, and there is no mask.
     """
     parameters, buffers, dtype, vectors = layer._parameters, layer._buffers, x.dtype, native.vectors_dtype(x)
-    weight, bias = parameters.get("weight"), parameters.get("bias")
-    running_mean, running_var = buffers.get("running_mean"), buffers.get("running_var")
-    if "parametrizations" in layer._modules or dtype not in DTYPES or x.numel() <= x.size(1):
+    try:
+        weight, bias = parameters["weight"], parameters["bias"]
+        running_mean, running_var = buffers["running_mean"], buffers["running_var"]
+        batches = buffers["num_batches_tracked"]
+    except KeyError:  # parametrized, say, or pruned
+        return None
+    if dtype not in DTYPES or x.numel() <= x.size(1):
         return None
     if running_mean is None or running_var is None or running_mean.dtype != vectors or layer.eps <= 0:
         return None
@@ -43,7 +47,7 @@ def usual_native_call(
     try:
         if not layer.training:
             return native.infer(operands, running_mean, running_var, settings)
-        momentum, batches = layer.momentum, buffers.get("num_batches_tracked")
+        momentum = layer.momentum
         if momentum is None or options.sync or not layer.track_running_stats or batches is None or recomputing():
             return None
         if options.nonfinite != "propagate" or not options.unbiased:
