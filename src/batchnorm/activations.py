@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +30,10 @@ class Activation:
 
     name: str
     slope: float = 0.0
-    code: int = field(init=False, repr=False, compare=False)
+    # Of each instance, but no fields: torch.compile makes a frozen dataclass again from all of its fields.
+    code: ClassVar[int]
     """The integer by which compiled operators know it."""
-    output_determines_derivative: bool = field(init=False, repr=False, compare=False)
+    output_determines_derivative: ClassVar[bool]
     """True when the derivative can be computed from the output alone."""
 
     def __str__(self) -> str:

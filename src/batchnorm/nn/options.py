@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ class Options:
     process_group: ProcessGroup | None = None
     initializers: Mapping[str, Initializer] = field(default_factory=dict)
 
-    usual: bool = field(init=False, repr=False, compare=False)
+    usual: ClassVar[bool]  # of each instance, but no field: see Activation
     """Whether a call on one rank, of a layer with these, may be one operator: decided once, not per call."""
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Options:
         object.__setattr__(self, "usual", usual and self.nonfinite != "raise")
 
 
-ALL = tuple(each.name for each in fields(Options) if each.init)
+ALL = tuple(each.name for each in fields(Options))
 SHOWN = tuple(name for name in ALL if name not in ("process_group", "initializers"))
 
 
