@@ -93,7 +93,11 @@ def test_the_machine(monkeypatch):
     assert off.why_not.startswith("batchnorm was installed without a C++ compiler")
 
 
-@pytest.mark.parametrize("asked", [(nn.BatchNorm1d(3), X), (bn.BatchNorm1d(3),), (nn.ReLU(),), (None, 3)], ids=str)
+@pytest.mark.parametrize(
+    "asked",
+    [(nn.BatchNorm1d(3), X), (bn.BatchNorm1d(3),), (nn.ReLU(),), (None, 3)],
+    ids=["torch's layer and a tensor", "no input", "another module", "no layer"],
+)
 def test_what_is_no_call(asked):
     with pytest.raises(TypeError, match="expected "):
         bn.backends(*asked)
