@@ -60,15 +60,8 @@ def train(
     moved: Moved,
 ) -> tuple[Tensor, Tensor]:
     """y, and the statistics of x; what is to be moved has moved."""
-    # Written out, here and below: a call in Python costs as much as a pass over a small batch.
-    if _is_grad_enabled() and (
-        x.requires_grad  # in training mostly enough
-        or (weight is not None and weight.requires_grad)
-        or (bias is not None and bias.requires_grad)
-        or (residual is not None and _requires_grad(residual))
-        or (moved[0] is not None and moved[0].requires_grad)
-        or (moved[1] is not None and moved[1].requires_grad)
-    ):
+    # x alone is in training mostly enough.
+    if _is_grad_enabled() and (x.requires_grad or _any_requires_grad(weight, bias, residual, moved[0], moved[1])):
         y = _apply_train(x, weight, bias, residual, mask, (eps, activation, moved))
         return y, y.grad_fn.statistics
     return _train(x, weight, bias, residual, mask, eps, activation, moved)
@@ -86,15 +79,9 @@ def infer(
     running_var: Tensor,
 ) -> Tensor:
     """y by the running statistics."""
-    if _is_grad_enabled() and (
-        x.requires_grad
-        or (weight is not None and weight.requires_grad)
-        or (bias is not None and bias.requires_grad)
-        or (residual is not None and _requires_grad(residual))
-        or running_mean.requires_grad
-        or running_var.requires_grad
-    ):
-        _check_saved(x, weight, bias, residual, running_mean, running_var)
+    others = (weight, bias, residual, running_mean, running_var)
+    if _is_grad_enabled() and (x.requires_grad or _any_requires_grad(*others)):
+        _check_saved(x, *others)
         return _apply_infer(x, weight, bias, residual, mask, running_mean, running_var, Settings(eps, activation))
     # What has a default takes as long to be passed as a small layer's arithmetic.
     usual = (x, running_mean, running_var, weight, bias, eps, activation.code, activation.slope)
@@ -104,10 +91,9 @@ def infer(
         raise Refused from error
 
 
-def _requires_grad(residual: object) -> bool:
-    if not isinstance(residual, Tensor):
-        raise Refused
-    return residual.requires_grad
+def _any_requires_grad(*tensors: Tensor | None) -> bool:
+    # A residual that is no tensor is the operator's to refuse.
+    return any(isinstance(each, Tensor) and each.requires_grad for each in tensors)
 
 
 def _check_saved(
@@ -123,7 +109,7 @@ def _check_saved(
         x.is_inference()
         or (weight is not None and weight.is_inference())
         or (bias is not None and bias.is_inference())
-        or (residual is not None and not (isinstance(residual, Tensor) and not residual.is_inference()))
+        or (isinstance(residual, Tensor) and residual.is_inference())
         or (running_mean is not None and running_mean.requires_grad)
         or (running_var is not None and running_var.requires_grad)
     ):

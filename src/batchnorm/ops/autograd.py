@@ -23,7 +23,7 @@ def normalize(operands: Operands, running_mean: Tensor, running_var: Tensor, set
     """y = act((x - mean) * rstd * weight + bias + residual) with the running statistics, as in eval."""
     if choose.composes(operands.x):
         return plain.infer(operands, running_mean, running_var, settings, keep=False)[0]
-    if _is_grad_enabled() and _differentiates(*operands):
+    if _differentiates(*operands):
         return Normalize.apply(*operands, running_mean, running_var, settings)  # pyright: ignore[reportReturnType]
     return choose.steps(operands.x).infer(operands, running_mean, running_var, settings, keep=False)[0]
 
@@ -33,7 +33,7 @@ def measure_and_normalize(operands: Operands, settings: Settings) -> tuple[Tenso
     if choose.composes(operands.x):
         y, statistics = plain.forward(operands, settings)
         return y, statistics.detach()
-    if _is_grad_enabled() and _differentiates(*operands):
+    if _differentiates(*operands):
         return MeasureAndNormalize.apply(*operands, settings)  # pyright: ignore[reportReturnType]
     return choose.steps(operands.x).forward(operands, settings)
 
@@ -45,7 +45,7 @@ def normalize_measured(
     if choose.composes(operands.x):
         collective.refuse_more_derivatives(ranks)
         return plain.normalize(operands, plain.measure(operands.x, operands.mask, settings.virtual_batch), settings)
-    if _is_grad_enabled() and _differentiates(*operands):
+    if _differentiates(*operands):
         return NormalizeMeasured.apply(*operands, statistics, settings, ranks)  # pyright: ignore[reportReturnType]
     return choose.steps(operands.x).normalize(operands, statistics, settings)
 
@@ -53,7 +53,7 @@ def normalize_measured(
 def _differentiates(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None = None
 ) -> bool:
-    return (
+    return _is_grad_enabled() and (
         x.requires_grad  # in training mostly enough
         or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
