@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from fusible import same, step
 from torch import nn
 from torch.nn.functional import relu
 
@@ -185,19 +186,6 @@ CASES = {  # the model, and how many of its batch norms run with an activation, 
     "mish": (lambda: sequential(nn.Mish()), 0, 0),
     "another library's": (lambda: Activated(Short()), 1, 0),
 }
-
-
-def step(model, x):
-    """Output, gradients and buffers of one training step."""
-    x = x.clone().requires_grad_()
-    y = model(x)
-    return [y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()]), *model.buffers()]
-
-
-def same(found, expected):
-    for a, b in zip(found, expected, strict=True):
-        # float64 on both sides: sums of some hundred products of numbers below 1e3
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def built(name):

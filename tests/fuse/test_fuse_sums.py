@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from fusible import same, step
 from lookalikes import BatchNormAct2d
 from torch import nn
 
@@ -157,18 +158,6 @@ CASES = {  # the model, and for each fused call whether it has a residual
     "only in the shortcut": (lambda: OnlyInTheShortcut(), [True]),
     "decorated": (lambda: Decorated(), [False]),
 }
-
-
-def step(model, x):
-    x = x.clone().requires_grad_()
-    y = model(x)
-    return [y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()]), *model.buffers()]
-
-
-def same(found, expected):
-    for a, b in zip(found, expected, strict=True):
-        # float64 on both sides: sums of some hundred products of numbers below 1e3
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.filterwarnings("ignore:converted, but not fused everywhere")

@@ -211,3 +211,17 @@ BLOCKS = {
     Timm: (2, 2),
     Forms: (10, 10),
 }
+
+
+def step(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Output, gradients and buffers of one training step."""
+    x = x.clone().requires_grad_()
+    y = model(x)
+    return [y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()]), *model.buffers()]
+
+
+def same(found: list[Tensor], expected: list[Tensor]) -> None:
+    """Raise unless what `step` returned of two models in float64 is the same."""
+    for a, b in zip(found, expected, strict=True):
+        # float64 on both sides: sums of some hundred products of numbers below 1e3
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
