@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from batchnorm.bench.timing import interleave, machine
+from batchnorm.bench.timing import by_clock, interleave, machine
 
 
 def header(title: str, notes: str) -> list[str]:
@@ -30,7 +30,7 @@ def ratios(
     steps: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
     """The time of each step beside that of the one called "plain": medians of the ratios within each round."""
-    seconds = interleave(steps, (rounds, rounds), clock=clock)
+    seconds = interleave(steps, (rounds, rounds), timed=by_clock(clock))
     pairs = {name: zip(values, seconds["plain"], strict=True) for name, values in seconds.items()}
     return {name: statistics.median(a / b for a, b in values) for name, values in pairs.items()}
 
