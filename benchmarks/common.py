@@ -11,6 +11,8 @@ from pathlib import Path
 
 from batchnorm.bench.timing import by_clock, interleave, machine
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def header(title: str, notes: str) -> list[str]:
     """Title, and a paragraph with the command, the date, the machine and the versions."""
@@ -37,4 +39,11 @@ def ratios(
 
 def save(name: str, lines: list[str]) -> None:
     """Write the lines to benchmarks/results/<name>.md."""
-    (Path(__file__).parent / "results" / f"{name}.md").write_text("\n".join(lines) + "\n")
+    write(RESULTS / f"{name}.md", "\n".join(lines) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Write the file whole or not at all: whoever is killed leaves the one before."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
