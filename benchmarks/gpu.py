@@ -91,15 +91,17 @@ def copies(machine: Machine) -> list[tuple[int, float]]:
 def run(machine: Machine, report: Report, todo: Sequence[Job], folder: Path, seconds_left: Callable[[], float]) -> None:
     """Do the jobs that there is time for; the report is written after each."""
     report.copies = copies(machine)
-    lost = ""
-    for job in todo:
+    left, lost = [], ""
+    for i, job in enumerate(todo):
+        report.left_out = [*left, *(each.series for each in todo[i:])]
+        report.why_left_out = lost or "the run was stopped"
+        report.save(folder)
         if lost or seconds_left() < job.seconds:
-            report.left_out.append(job.series)
-            report.why_left_out = lost or "the time was up"
+            left.append(job.series)
         else:
             print(job.run(report), flush=True)
             lost = _lost(machine)
-        report.save(folder)
+    report.left_out, report.why_left_out = left, lost or ("the time was up" if left else "")
     report.save(folder)
 
 

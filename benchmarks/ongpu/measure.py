@@ -69,6 +69,7 @@ def measure(entry: Entry, machine: Machine) -> Result:
     """Compare, then time; what fails is said in the result."""
     result = Result(entry)
     try:
+        torch.manual_seed(0)
         problem = Problem(entry.case, machine.device)
         problem.check(machine.checked_values)
         functions = sides(problem, entry.compiled, machine, result.notes)
@@ -95,13 +96,18 @@ def sides(problem: Problem, compiled: tuple[str, ...], machine: Machine, notes: 
     for function in functions.values():
         function()
     for name in compiled:
-        forward: Callable[[], Tensor] = torch.compile(
-            problem.torchs, fullgraph=True, dynamic=False, **machine.compiled[name]
-        )
-        function = problem.step(forward)
-        if _or_note(name, function, notes) is not None:
+        function = _or_note(name, partial(_compiled, problem, machine.compiled[name]), notes)
+        if function is not None:
             functions[name] = function
     return functions
+
+
+def _compiled(problem: Problem, asked: dict[str, Any]) -> Step:
+    """torch's step, compiled."""
+    forward: Callable[[], Tensor] = torch.compile(problem.torchs, fullgraph=True, dynamic=False, **asked)
+    step = problem.step(forward)
+    step()
+    return step
 
 
 def without_cudnn(problem: Problem) -> Tensor:
@@ -139,7 +145,7 @@ def _time(functions: dict[str, Step], machine: Machine, result: Result) -> None:
         result.notes.append(f"{GRAPH}: {machine.no_replay}")
         return
     # Last, for a capture gives back all memory that is cached.
-    replays: dict[str, Any] = {}
+    replays: dict[str, Step] = {}
     for name, function in functions.items():
         replay = _or_note(f"{name} as a graph", partial(machine.replayed, function), result.notes)
         if replay is not None:
@@ -154,7 +160,7 @@ def _keep(result: Result, clock: str, times: dict[str, list[float]]) -> None:
     result.ratios[clock] = {name: statistics.median(a / b for a, b in values) for name, values in pairs.items()}
 
 
-def _or_note(name: str, make: Callable[[], object], notes: list[str]) -> object:
+def _or_note(name: str, make: Callable[[], Step], notes: list[str]) -> Step | None:
     """What it returns; None where it raises, with a note."""
     try:
         return make()

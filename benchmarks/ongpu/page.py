@@ -52,7 +52,7 @@ class Report:
 
     def save(self, folder: Path) -> None:
         """Write gpu.md and gpu.json."""
-        write(folder / "gpu.json", json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        write(folder / "gpu.json", _json(self.to_dict()))
         write(folder / "gpu.md", "\n".join(self.lines()) + "\n")
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,6 +108,16 @@ class Report:
             f"Left out: {self.why_left_out}": left,
         }
         return [line for title, found in sections.items() if found for line in ("", f"## {title}", "", *found)]
+
+
+def _json(facts: dict[str, Any]) -> str:
+    """An object with a line for each item of each list."""
+
+    def written(value: Any) -> str:
+        items = [json.dumps(item, allow_nan=False) for item in value] if isinstance(value, list) else []
+        return "[\n" + ",\n".join(items) + "\n]" if items else json.dumps(value, allow_nan=False)
+
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {written(value)}" for key, value in facts.items()) + "\n}\n"
 
 
 def target_line(target: Target) -> str:
