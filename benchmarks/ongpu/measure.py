@@ -42,7 +42,7 @@ class Result:
     @property
     def device(self) -> str:
         """The clock by which the device's time is told: the graph's, for that has no host in it."""
-        return GRAPH if OURS in self.us.get(GRAPH, {}) else EVENTS
+        return GRAPH if GRAPH in self.us else EVENTS
 
     @property
     def device_us(self) -> dict[str, float]:
@@ -150,7 +150,7 @@ def _time(functions: dict[str, Step], machine: Machine, result: Result) -> None:
         replay = _or_note(f"{name} as a graph", partial(machine.replayed, function), result.notes)
         if replay is not None:
             replays[name] = replay
-    if OURS in replays:
+    if {OURS, COPY, EAGER} <= replays.keys():  # else one clock would not tell what is to be compared
         _keep(result, GRAPH, interleave(replays, machine.rounds, machine.seconds, machine.events))
 
 

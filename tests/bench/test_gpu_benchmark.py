@@ -252,10 +252,13 @@ def test_the_devices_time_is_the_graphs_or_else_by_events(gpu):
     assert result.device == "graph"
     assert result.notes == []
     assert result.ratio("eager") == result.ratios["graph"]["eager"]
-    refused = measure(entry(), Replaying(refused=(2, 3)))  # ours and eager
-    assert refused.device == "events"
-    assert refused.notes[0] == "ours as a graph: RuntimeError: operation not permitted when stream is capturing"
-    assert refused.ratio("eager") == refused.ratios["events"]["eager"]
+    for number, name in ((2, "ours"), (3, "eager")):
+        refused = measure(entry(), Replaying(refused=(number,)))
+        assert refused.device == "events"
+        assert refused.notes == [f"{name} as a graph: RuntimeError: operation not permitted when stream is capturing"]
+        assert refused.ratio("eager") == refused.ratios["events"]["eager"]
+    one_less = measure(entry(), Replaying(refused=(4,)))
+    assert one_less.us["graph"].keys() == {"copy", "ours", "eager"}
 
 
 def test_what_does_not_compile_is_noted_and_the_others_are_timed():
