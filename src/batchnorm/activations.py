@@ -161,6 +161,11 @@ def parse(activation: str | nn.Module | type[nn.Module] | Activation | None) -> 
     )
 
 
+def of_code(code: int, slope: float = 0.0) -> Activation:
+    """The Activation that kernels know by that code."""
+    return Activation(next(name for name, kind in _KINDS.items() if kind.code == code), slope)
+
+
 MODULES: dict[type, Callable[..., Activation]] = {
     nn.Identity: lambda m: NONE,
     nn.ReLU: lambda m: _NAMED["relu"],

@@ -260,6 +260,31 @@ def export(
         print(written)
 
 
+@app.command("check-gpu")
+def check_gpu(
+    out: Annotated[
+        Path | None, typer.Option(help="A JSON file to write, to be sent to us.", show_default=False)
+    ] = None,
+    allow: Annotated[
+        bool, typer.Option("--allow", help="If all is right, switch the kernels on for such a GPU.")
+    ] = False,
+    interpreted: Annotated[
+        bool, typer.Option("--interpreted", help="On the CPU, by Triton's interpreter: minutes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prove the GPU kernels on this machine: values and gradients, memory, the same bits. Exit status 2: no GPU."""
+    with one_line_errors():
+        from .proof.command import NOT_JUDGED, NoGPU
+        from .proof.command import check_gpu as run_check
+
+        try:
+            status = run_check(out, allow, interpreted, as_json)
+        except NoGPU as error:
+            fail(error, NOT_JUDGED)
+    raise typer.Exit(status)
+
+
 @app.command()
 def bench(
     full: Annotated[bool, typer.Option("--full/--quick", help="Every shape, in minutes, or a few.")] = False,

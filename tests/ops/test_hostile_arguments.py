@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import batchnorm as bn
 from batchnorm import activations
-from batchnorm.ops import cpu, plain
+from batchnorm.ops import cpu, kernels, plain
 
 operators = torch.ops.batchnorm
 
@@ -49,7 +49,7 @@ def test_a_storage_that_was_freed_or_cut_is_refused(name, left, training):
 
 
 def test_a_freed_gradient_is_refused():
-    x, statistics = torch.randn(6, 5), cpu.measure(torch.randn(6, 5), None)
+    x, statistics = torch.randn(6, 5), kernels.measure(torch.randn(6, 5), None)
     dy = torch.randn(6, 5)
     dy.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match="no memory behind it"):
@@ -61,7 +61,7 @@ def test_a_freed_gradient_is_refused():
 def test_a_tensor_without_values_among_others_is_refused(kind, name):
     given = arguments(6)
     x, mean, var, weight, bias = given.values()
-    statistics, mask, residual = cpu.measure(x, None), torch.ones(6, dtype=torch.bool), torch.randn(6, 5)
+    statistics, mask, residual = kernels.measure(x, None), torch.ones(6, dtype=torch.bool), torch.randn(6, 5)
     named = {"weight": weight, "bias": bias, "statistics": statistics, "mask": mask, "residual": residual}
     named |= {"running_mean": mean, "running_var": var}
     mode = FakeTensorMode()

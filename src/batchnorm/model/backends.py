@@ -22,7 +22,7 @@ class Backend:
     """One implementation.
 
     Attributes:
-        name: cpu, native or plain; tried in this order.
+        name: cpu, gpu, native or plain; tried in this order.
         serves: tensors and options it is for.
         dtypes: as "float32 float64"; "torch's" of those that torch.nn's layer takes on the device.
         on: whether this machine has it.
@@ -76,8 +76,9 @@ def backends(
 ) -> Backends:
     """What computes batch normalization on this machine, and why the others do not.
 
-    There are three implementations: `cpu`, the compiled operators; `native`, torch's own batch-norm operators, on
-    devices that have no kernel of ours; `plain`, torch's elementwise operators and sums, for what neither does.
+    There are four implementations: `cpu`, the compiled operators; `gpu`, Triton kernels, which are off unless a
+    committed run has proved them on such a GPU, or BATCHNORM_GPU=1 switches them on; `native`, torch's own batch-norm
+    operators, on devices that have no kernel of ours; `plain`, torch's elementwise operators and sums, for the rest.
     Nothing is computed to answer, and no device is waited for.
 
     Args:
@@ -100,6 +101,7 @@ def backends(
         >>> for row in asked.rows:
         ...     print(row.name, "-", row.why_not or "serves this call")
         cpu - the input is on meta
+        gpu - the input is on meta
         native - torch's batch norm has no mask
         plain - serves this call
     """

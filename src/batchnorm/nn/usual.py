@@ -1,4 +1,4 @@
-"""The usual call of a layer: on a CPU, on one rank, with nothing but what one operator does."""
+"""The usual call of a layer: on a device with operators of ours, one rank, nothing but what one operator does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole call by one operator of the CPU each way, with as little around it as torch's own has: for small batches.
+"""A whole call by one of our operators each way, with as little around it as torch's own has: for small batches.
 
 The operators check everything before they write anything, but have no good words: what is `Refused` here has moved
 nothing, and is to go the long way, which does it otherwise or says why not.
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from ..activations import Activation
-from . import autograd, cpu, plain
+from . import autograd, choose, cpu, plain
 from .plain import Settings
 
 _is_grad_enabled = torch.is_grad_enabled
@@ -40,8 +40,7 @@ def possible(x: object) -> bool:
     """Whether operators compute when they are called: nobody traces or transforms."""
     return (
         type(x) is Tensor
-        and cpu.COMPILED
-        and x.is_cpu  # elsewhere every call would raise, to be caught
+        and (cpu.COMPILED if x.is_cpu else choose.gpu_serves(x))  # elsewhere every call would raise, to be caught
         and not _is_dynamo_compiling()
         and _get_tracing_state() is None
         and not _transforms_active()

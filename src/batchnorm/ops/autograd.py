@@ -25,7 +25,9 @@ def normalize(operands: Operands, running_mean: Tensor, running_var: Tensor, set
         return plain.infer(operands, running_mean, running_var, settings, keep=False)[0]
     if _differentiates(*operands):
         return Normalize.apply(*operands, running_mean, running_var, settings)  # pyright: ignore[reportReturnType]
-    return choose.steps(operands.x).infer(operands, running_mean, running_var, settings, keep=False)[0]
+    return choose.steps(operands.x, settings.virtual_batch).infer(
+        operands, running_mean, running_var, settings, keep=False
+    )[0]
 
 
 def measure_and_normalize(operands: Operands, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -35,7 +37,7 @@ def measure_and_normalize(operands: Operands, settings: Settings) -> tuple[Tenso
         return y, statistics.detach()
     if _differentiates(*operands):
         return MeasureAndNormalize.apply(*operands, settings)  # pyright: ignore[reportReturnType]
-    return choose.steps(operands.x).forward(operands, settings)
+    return choose.steps(operands.x, settings.virtual_batch).forward(operands, settings)
 
 
 def normalize_measured(
@@ -47,7 +49,7 @@ def normalize_measured(
         return plain.normalize(operands, plain.measure(operands.x, operands.mask, settings.virtual_batch), settings)
     if _differentiates(*operands):
         return NormalizeMeasured.apply(*operands, statistics, settings, ranks)  # pyright: ignore[reportReturnType]
-    return choose.steps(operands.x).normalize(operands, statistics, settings)
+    return choose.steps(operands.x, settings.virtual_batch).normalize(operands, statistics, settings)
 
 
 def _differentiates(
@@ -67,7 +69,7 @@ class Normalize(Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         *operands, running_mean, running_var, settings = inputs
-        ctx.steps = choose.steps(operands[0])
+        ctx.steps = choose.steps(operands[0], settings.virtual_batch)
         y, statistics = ctx.steps.infer(Operands(*operands), running_mean, running_var, settings, keep=True)
         _keep(ctx, operands, y, statistics, settings)
         return y
@@ -83,7 +85,7 @@ class MeasureAndNormalize(Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         *operands, settings = inputs
-        ctx.steps = choose.steps(operands[0])
+        ctx.steps = choose.steps(operands[0], settings.virtual_batch)
         y, statistics = ctx.steps.forward(Operands(*operands), settings)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
@@ -104,7 +106,7 @@ class NormalizeMeasured(Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         *operands, statistics, settings, ranks = inputs
         ctx.ranks = ranks
-        ctx.steps = choose.steps(operands[0])
+        ctx.steps = choose.steps(operands[0], settings.virtual_batch)
         y = ctx.steps.normalize(Operands(*operands), statistics, settings)
         _keep(ctx, operands, y, statistics, settings)
         return y

@@ -1,6 +1,7 @@
 """Which implementation serves a call, and why not another: the one place that asks.
 
 cpu      C++ for tensors in the CPU's memory
+gpu      Triton kernels, where a committed run has proved them or BATCHNORM_GPU=1 switches them on
 native   torch's own batch-norm operators, where there is no kernel of ours
 plain    torch's elementwise operators and sums: all that the others do not do, on any device
 """
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import cpu, native, native_sync, plain
+from . import cpu, gpu, kernels, native, native_sync, plain
 from .native import is_wrapped
 from .plain import Operands, Settings
 
 _TRANSFORMED = "a transform of torch.func, forward mode or torch.jit.trace is at work"
 _OURS = "there is a kernel of ours"
+_NAMES = ("cpu", "gpu", "native")
+_FIRST = torch.device("cuda", 0)
 _get_tracing_state = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
 
@@ -46,6 +49,26 @@ def why_not_cpu(x: Tensor) -> str | None:
     return f"{type(x).__name__} sees to torch's operators itself" if is_wrapped(x) else None
 
 
+def why_not_gpu(x: Tensor, virtual_batch: int = 0) -> str | None:
+    """Why the Triton kernels do not serve x; None if they do."""
+    if not x.is_cuda:
+        return f"the input is on {x.device}"
+    off = gpu.why_not(x.device)
+    if off is not None:
+        return off
+    if x.layout is not torch.strided:
+        return f"the input's layout is {x.layout}"
+    if x.dtype not in cpu.DTYPES:
+        return f"the input's dtype is {x.dtype}"
+    if virtual_batch:
+        return "the kernels have no virtual batches"
+    return f"{type(x).__name__} sees to torch's operators itself" if is_wrapped(x) else None
+
+
+def _have_kernels(x: Tensor, virtual_batch: int = 0) -> bool:
+    return why_not_cpu(x) is None or why_not_gpu(x, virtual_batch) is None
+
+
 def composes(x: Tensor) -> bool:
     """Whether plain operators serve without a Function around them, so that whatever is at work sees each of them.
 
@@ -54,9 +77,14 @@ def composes(x: Tensor) -> bool:
     return under_transform() or is_wrapped(x) or _get_tracing_state() is not None
 
 
-def steps(x: Tensor) -> ModuleType:
+def steps(x: Tensor, virtual_batch: int = 0) -> ModuleType:
     """The module whose measure, normalize, forward, infer, reduce, apply, backward and track serve x."""
-    return plain if why_not_cpu(x) or composes(x) else cpu
+    return kernels if _have_kernels(x, virtual_batch) and not composes(x) else plain
+
+
+def gpu_serves(x: Tensor) -> bool:
+    """Whether x, a plain Tensor that is not on the CPU, is on a device with operators of ours."""
+    return x.is_cuda and gpu.why_not(x.device) is None
 
 
 def serves_native(operands: Operands, settings: Settings, training: bool) -> bool:
@@ -68,7 +96,7 @@ def native_at_once(x: object) -> bool:
     """Whether torch's own operators serve x, and compute when they are called: nobody traces or transforms."""
     return (
         type(x) is Tensor
-        and not (x.is_cpu and cpu.COMPILED)
+        and not (cpu.COMPILED if x.is_cpu else gpu_serves(x))
         and x.layout is torch.strided
         and not torch.compiler.is_dynamo_compiling()
         and _get_tracing_state() is None
@@ -80,7 +108,7 @@ def why_not_native(operands: Operands, settings: Settings, training: bool) -> st
     """Why torch's own batch-norm operator is not the call; None if it is."""
     if under_transform() or _get_tracing_state() is not None:
         return _TRANSFORMED
-    if why_not_cpu(operands.x) is None:
+    if _have_kernels(operands.x, settings.virtual_batch if training else 0):
         return _OURS
     return native.why_not(operands, settings, training)
 
@@ -94,8 +122,8 @@ def why_not_native_over_ranks(operands: Operands) -> str | None:
     """Why torch's own operators do not measure over ranks; None if they do."""
     if composes(operands.x):
         return _TRANSFORMED
-    if why_not_cpu(operands.x) is None:
-        return _OURS
+    if why_not_cpu(operands.x) is None or (operands.x.is_cuda and gpu.why_off(operands.x.device) is None):
+        return _OURS  # of a GPU also if a kernel was seen to be wrong: ranks have to agree on what they send
     if operands.mask is not None:
         return "torch's batch norm has no mask"
     if not native_sync.serves(operands.x):
@@ -119,22 +147,28 @@ def backends(
 ) -> list[Backend]:
     """The implementations, and why each serves the call or not; without a call whether the machine has them."""
     cpu_off = "" if cpu.COMPILED else "batchnorm was installed without a C++ compiler: install one, and it again"
+    gpu_off = gpu.why_not(operands.x.device if operands is not None and operands.x.is_cuda else _FIRST)
     bits = 8 * torch.ops.batchnorm.vector_bytes() if cpu.COMPILED else None
-    reasons = ["", "", ""] if operands is None else _reasons(operands, settings, training, renormalized, over_ranks)
+    if operands is None:
+        reasons = ("", gpu_off or "", "", "")
+    else:
+        reasons = _reasons(operands, settings, training, renormalized, over_ranks)
     return [
         Backend("cpu", "the CPU, every option", cpu.DTYPES, bits, cpu.COMPILED, cpu_off or reasons[0]),
-        Backend("native", "other devices, the options that torch.nn has", None, None, True, reasons[1]),
-        Backend("plain", "everything else: any option anywhere, torch.func", None, None, True, reasons[2]),
+        Backend("gpu", "NVIDIA and AMD GPUs, all but virtual batches", cpu.DTYPES, None, gpu_off is None, reasons[1]),
+        Backend("native", "other devices, the options that torch.nn has", None, None, True, reasons[2]),
+        Backend("plain", "everything else: any option anywhere, torch.func", None, None, True, reasons[3]),
     ]
 
 
 def _reasons(
     operands: Operands, settings: Settings, training: bool, renormalized: bool, over_ranks: bool
-) -> tuple[str, str, str]:
-    """Why cpu, native and plain do not serve the call; empty of the one that does."""
-    x = operands.x
-    cpu_off = why_not_cpu(x) or (_TRANSFORMED if composes(x) else None)
-    if cpu_off is None:
+) -> tuple[str, str, str, str]:
+    """Why cpu, gpu, native and plain do not serve the call; empty of the one that does."""
+    x, transformed = operands.x, _TRANSFORMED if composes(operands.x) else None
+    cpu_off = why_not_cpu(x) or transformed
+    gpu_off = why_not_gpu(x, settings.virtual_batch if training else 0) or transformed
+    if cpu_off is None or gpu_off is None:
         native_off = _OURS
     elif training and renormalized:
         native_off = "torch's batch norm has no renormalization"
@@ -142,5 +176,6 @@ def _reasons(
         native_off = why_not_native_over_ranks(operands)
     else:
         native_off = why_not_native(operands, settings, training)
-    served = "cpu serves it" if cpu_off is None else "native serves it" if native_off is None else ""
-    return cpu_off or "", native_off or "", served
+    offs = zip(_NAMES, (cpu_off, gpu_off, native_off), strict=True)
+    serves = next((f"{name} serves it" for name, off in offs if off is None), "")
+    return cpu_off or "", gpu_off or "", native_off or "", serves
