@@ -5,6 +5,7 @@
 # make arm: what the operators compute, compiled for ARM and emulated, has this machine's bits. Needs Debian's packages
 #   g++-aarch64-linux-gnu and qemu-user. make arm CPU=riscv64 does it for another CPU (g++-riscv64-linux-gnu).
 # make zoo: public models converted, fused and folded beside torch, in an environment of their own (gigabytes).
+# make gpu: what the operators take on this machine's GPU, beside torch's. Needs a python3 with torch for that GPU, and Triton.
 # make compat TORCH=2.10.0: the tests with the wheel, as it was built, and another release of torch (gigabytes, with CUDA).
 
 VENV := .venv
@@ -13,7 +14,7 @@ PYTHON ?= python3
 INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench zoo wheel browser sanitize clang arm compat clean
+.PHONY: demo test check bench gpu zoo wheel browser sanitize clang arm compat clean
 
 demo: $(VENV)/.demo
 	$(BIN)/batchnorm train
@@ -34,6 +35,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/record.py
 	$(BIN)/python benchmarks/diagnose.py
+
+# Not in the environment of the tests, whose torch may be one for the CPU. Nothing is installed.
+gpu:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py
 
 # A torchvision goes with one torch. What is compiled here runs with that one too: see setup.py.
 ZOO := build/zoo

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from batchnorm.bench.timing import interleave, machine
+from batchnorm.bench.timing import by_clock, interleave, machine
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def header(title: str, notes: str) -> list[str]:
@@ -30,11 +32,18 @@ def ratios(
     steps: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
     """The time of each step beside that of the one called "plain": medians of the ratios within each round."""
-    seconds = interleave(steps, (rounds, rounds), clock=clock)
+    seconds = interleave(steps, (rounds, rounds), timed=by_clock(clock))
     pairs = {name: zip(values, seconds["plain"], strict=True) for name, values in seconds.items()}
     return {name: statistics.median(a / b for a, b in values) for name, values in pairs.items()}
 
 
 def save(name: str, lines: list[str]) -> None:
     """Write the lines to benchmarks/results/<name>.md."""
-    (Path(__file__).parent / "results" / f"{name}.md").write_text("\n".join(lines) + "\n")
+    write(RESULTS / f"{name}.md", "\n".join(lines) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Write the file whole or not at all: whoever is killed leaves the one before."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)

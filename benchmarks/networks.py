@@ -1,6 +1,11 @@
-"""ResNet-18 and MobileNetV2 for 32x32 images, written as torchvision writes them: nothing in them is fused by hand."""
+"""ResNet-18 and MobileNetV2 for 32x32 images, ResNet-50 for 224x224, written as torchvision writes them.
+
+Nothing in them is fused by hand.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -26,6 +31,39 @@ class BasicBlock(nn.Module):
         out = self.relu(out)
         out = self.conv2(out)
         out = self.bn2(out)
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+class Bottleneck(nn.Module):
+    """The block of ResNet-50 (He et al. 2016), with its stride in the 3x3 convolution."""
+
+    def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x
+        out = self.conv1(x)
+        out = self.bn1(out)
+        out = self.relu(out)
+        out = self.conv2(out)
+        out = self.bn2(out)
+        out = self.relu(out)
+        out = self.conv3(out)
+        out = self.bn3(out)
         if self.downsample is not None:
             identity = self.downsample(x)
         out += identity
@@ -72,6 +110,19 @@ def resnet18(classes: int = 10) -> nn.Module:
         inputs = outputs
     stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
+
+
+def resnet50(classes: int = 1000, width: int = 64, repeats: Sequence[int] = (3, 4, 6, 3)) -> nn.Module:
+    """He et al. 2016; `width` is the number of the stem's channels, `repeats` are the blocks of each stage."""
+    blocks = []
+    inputs = width
+    for stage, number in enumerate(repeats):
+        for i in range(number):
+            blocks.append(Bottleneck(inputs, width << stage, 2 if stage and not i else 1))
+            inputs = 4 * width << stage
+    stem = [nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)]
+    return nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *blocks, *head)
 
 
 def mobilenet_v2(classes: int = 10) -> nn.Module:

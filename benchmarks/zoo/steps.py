@@ -57,7 +57,7 @@ def step(model: nn.Module, x: Any) -> Step:
     torch.manual_seed(0)
     outputs = call(model, x)
     generator = torch.Generator().manual_seed(2)
-    weights = [torch.rand(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in outputs]
+    weights = [torch.rand(y.shape, generator=generator, dtype=torch.float64).to(y) for y in outputs]
     loss = sum((y * w).sum() for y, w in zip(outputs, weights, strict=True))
     if isinstance(loss, Tensor) and loss.requires_grad:
         loss.backward()

@@ -8,8 +8,9 @@ import torch
 from typer.testing import CliRunner
 
 from batchnorm.bench import command as bench
-from batchnorm.bench import timing
-from batchnorm.bench.timing import Case, Problem, cases, machine, measure
+from batchnorm.bench import problem, timing
+from batchnorm.bench.problem import Case, Problem
+from batchnorm.bench.timing import cases, machine, measure
 from batchnorm.cli import app
 
 TINY = cases([(3, 4, 5, 5), (6, 3)], ["BN+ReLU", "BN+add+ReLU"])
@@ -114,5 +115,5 @@ def test_the_short_list_has_what_people_use(monkeypatch):
 
 
 def test_large_tensors_are_checked_on_some_channels(monkeypatch):
-    monkeypatch.setattr(timing, "CHECKED_VALUES", 100)
+    monkeypatch.setattr(problem, "CHECKED_VALUES", 100)
     measure(Case((4, 40, 5, 5), torch.float32, True, "BN+add+ReLU", "forward+backward"), 0.0)

@@ -12,7 +12,8 @@ from rich.progress import track
 from rich.table import Table
 
 from .._version import __version__
-from .timing import IMAGES, OTHERS, Case, Result, cases, machine, measure, summarize
+from .problem import Case
+from .timing import IMAGES, OTHERS, Result, cases, machine, measure, summarize
 
 SHORT = (
     *cases([(32, 64, 56, 56), (32, 512, 7, 7), (1024, 256)], ["BN+ReLU"], ["forward+backward", "eval"]),

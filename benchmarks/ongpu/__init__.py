@@ -1,0 +1,1 @@
+"""Batch normalization on a GPU, measured: see benchmarks/gpu.py."""
