@@ -11,7 +11,7 @@ from compare import assert_close
 from stepping import assert_step, cut, randomize
 
 import batchnorm as bn
-from batchnorm.ops import cpu, kernels, plain
+from batchnorm.ops import kernels, plain
 
 SIZES = [2, 3, 4, 5, 7, 100]  # of 7 items: rests of 1, 1, 3, 2, none; larger than the batch
 SHAPES = [(7, 3), (7, 3, 1), (7, 3, 5), (7, 3, 4, 5), (7, 3, 2, 3, 4)]
@@ -77,7 +77,9 @@ def test_compiled_and_plain_operators_agree(size, shape, masked):
     torch.testing.assert_close(y, plain.normalize(operands, expected, settings), rtol=1e-4, atol=1e-4)
     given = (dy, operands, None, expected, settings)
     steepest = plain.Statistics(*expected).rstd(1e-5).max().item()
-    for a, b in zip(kernels.backward(*given, True, True, False), plain.backward(*given, True, True, False), strict=True):
+    for a, b in zip(
+        kernels.backward(*given, True, True, False), plain.backward(*given, True, True, False), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(1.0, steepest))
 
 

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import batchnorm as bn
 from batchnorm import activations
-from batchnorm.ops import cpu, kernels, plain
+from batchnorm.ops import kernels, plain
 
 operators = torch.ops.batchnorm
 

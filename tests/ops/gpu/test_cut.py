@@ -76,7 +76,9 @@ def test_partial_sums_are_of_few_values_and_fill_the_tensors_that_hold_them(shap
 
 
 @pytest.mark.parametrize(
-    "shape", [(131072, 37), (1 << 20, 32), (8192, 1024), (131072, 3), (131072, 100), (131072, 24), (131072, 65)], ids=str
+    "shape",
+    [(131072, 37), (1 << 20, 32), (8192, 1024), (131072, 3), (131072, 100), (131072, 24), (131072, 65)],
+    ids=str,
 )
 def test_rows_are_joined_so_that_vectors_fit_and_few_lanes_are_idle(shape):
     view, _ = view_of(torch.empty(shape, device="meta"))
