@@ -6,6 +6,7 @@
 #   g++-aarch64-linux-gnu and qemu-user. make arm CPU=riscv64 does it for another CPU (g++-riscv64-linux-gnu).
 # make zoo: public models converted, fused and folded beside torch, in an environment of their own (gigabytes).
 # make gpu: what the operators take on this machine's GPU, beside torch's. Needs a python3 with torch for that GPU, and Triton.
+# make triton TRITON=3.6.0: the GPU kernels by another release of Triton, interpreted and compiled. Needs no GPU.
 # make compat TORCH=2.10.0: the tests with the wheel, as it was built, and another release of torch (gigabytes, with CUDA).
 
 VENV := .venv
@@ -14,7 +15,7 @@ PYTHON ?= python3
 INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench gpu zoo wheel browser sanitize clang arm compat clean
+.PHONY: demo test check bench gpu zoo wheel browser sanitize clang arm compat triton clean
 
 demo: $(VENV)/.demo
 	$(BIN)/batchnorm train
@@ -110,6 +111,15 @@ $(CROSS)/driver: $(ALONE)
 $(CROSS)/%.o: %.cpp $(wildcard csrc/*)
 	@mkdir -p $(CROSS)
 	$(CPU)-linux-gnu-g++ @csrc/flags -Wall -Wextra -DBATCHNORM_WITHOUT_TORCH -Icsrc -c $< -o $@
+
+# The interpreter of Triton 3.6 needs an older NumPy.
+TRITON := 3.6.0
+WITH_TRITON := build/triton-$(TRITON)
+triton: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(WITH_TRITON) \
+	triton==$(TRITON) 'numpy<2.4'
+	PYTHONPATH=$(WITH_TRITON) $(BIN)/python benchmarks/gpu_codegen.py --into $(WITH_TRITON)
+	PYTHONPATH=$(WITH_TRITON) $(BIN)/batchnorm check-gpu --interpreted
 
 vpath %.cpp csrc tests/ops
 TORCH := 2.10.0
