@@ -144,6 +144,21 @@ def test_a_batch_of_one():
         assert sum(finding.rule == "few-values" for finding in found) == expected
 
 
+def test_compare_modes_with_a_last_batch_of_one():
+    """In train mode the last one is normalised by all that was seen: here the mean and variance of all the data."""
+    batches = data(batches=2)
+    model, (x, y) = trained(batches), (torch.cat(each) for each in zip(*batches, strict=True))
+    x, y = x[:33], y[:33]
+    result = bn.compare_modes(model, [(x[:32], y[:32]), (x[32:], y[32:])], F.cross_entropy)
+    linear, norm, *rest = model
+    with torch.no_grad():
+        h = linear(x)
+        last = (h[32:] - h.mean(0)) / (h.var(0, correction=0) + norm.eps).sqrt() * norm.weight + norm.bias
+        z = torch.cat([F.batch_norm(h[:32], None, None, norm.weight, norm.bias, True), last])
+        expected = F.cross_entropy(nn.Sequential(*rest)(z), y).item()
+    assert result.train_loss == pytest.approx(expected, rel=1e-5)
+
+
 class Checkpointed(nn.Module):
     def __init__(self):
         super().__init__()

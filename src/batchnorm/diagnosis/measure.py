@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ..model.find import find
 from ..model.given import given
-from ..model.run import Call, undisturbed_random_state
+from ..model.run import Call, each_of, undisturbed_random_state
 from ..model.run import call as run_model
 from ..tools.population import layers_of, measuring
 from .forwards import Seen, pool, see
@@ -54,7 +53,7 @@ def measure(
         for _, module in chosen:
             hook = _recording(seen[module], lonely)
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        for batch in islice(batches, max_batches):
+        for batch in each_of(batches, max_batches):
             if first is None:
                 first = batch
                 with tracing_features(model, sources):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
@@ -26,6 +28,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
     FSDP stays: without it the parameters are not there.
     """
     return bare(model, ("_orig_mod",))
+
+
+def each_of(batches: Iterable[Any], max_batches: int | None) -> Iterator[Any]:
+    """The batches, so many at most.
+
+    Raises:
+        TypeError: they are one batch: an array would be gone over item by item, and a mapping name by name.
+    """
+    if isinstance(batches, (Tensor, np.ndarray)):
+        raise TypeError(
+            f"expected batches, one after the other, but got one {type(batches).__name__} of {tuple(batches.shape)}: "
+            "pass [x] if it is a batch, x.split(256) if it is all the data, list(x) if it is batches, stacked"
+        )
+    if isinstance(batches, Mapping):
+        raise TypeError(
+            f"expected batches, one after the other, but got one {type(batches).__name__} with "
+            f"{', '.join(map(repr, batches))}: pass [batch]"
+        )
+    return islice(batches, max_batches)
 
 
 def call(model: Any, batch: Any) -> Any:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_model
-from ..mixin import BatchNorm, Mixin, mix_in, take_out
+from ..checks import check_model, lonely_block
+from ..mixin import BatchNorm, Mixin, mix_in, option, take_out
 from ..model.adapters.adapter import is_lazy
-from ..model.find import find_or_warn
+from ..model.find import find, find_or_warn
 from ..model.given import moments_given
 from ..moments import Moments
 from ..nn.layer import BatchNormLayer as Ours
@@ -21,6 +21,7 @@ from ..nn.options import options_of
 from ..nn.recompute import recomputing
 from ..ops.collective import several
 from ..pipeline import Running, Tracking, moments_of, track, under_transform
+from .lone import is_lone, normalize_by
 
 
 @contextmanager
@@ -71,7 +72,9 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     momentum applied once, the variance that of the union (Moments merge exactly), and num_batches_tracked one more.
 
     Normalisation is still by micro-batch: each is normalised with its own mean and variance, and has the gradients of
-    that. No pooling afterwards can make k micro-batches what one big batch would have been.
+    that. No pooling afterwards can make k micro-batches what one big batch would have been. A micro-batch of one value
+    a channel, which has no variance, is normalised by what the block has pooled so far, itself included, and the very
+    first one by the running statistics.
 
     If the block raises, nothing is tracked. A layer that did not run, or not in train mode, is left alone, as is one in
     a `no_update` block within. Of nested blocks the outermost counts. A recomputation by activation checkpointing
@@ -81,7 +84,7 @@ def accumulate(model: nn.Module) -> Iterator[None]:
         model: any module, or a batch-norm layer itself; torch.nn's layers or ours.
 
     Raises:
-        ValueError: a lazy layer has not seen an input yet.
+        ValueError: a lazy layer has not seen an input yet; or all that a layer saw in the block is one value a channel.
         TypeError: not a module.
         NotImplementedError: a torch.nn.SyncBatchNorm in several processes; or a forward inside a torch.func transform.
 
@@ -105,10 +108,14 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        pooled = [(layer, layer.__dict__.pop("_pooled", None)) for layer in layers]
+        pooled = [(layer, layer._pooled) for layer in layers if not layer._lone]
+        lone = [layer for layer in layers if layer._lone and option(layer, "singleton", "raise") == "raise"]
         for layer in layers:
-            layer.__dict__.pop("_statistics", None)
+            for name in _OF_THE_BLOCK:
+                layer.__dict__.pop(name, None)
             take_out(layer, Pooling)
+    if lone:
+        raise lonely_block(next(each.called for each in find(model) if each.layer is lone[0]))
     for layer, moments in pooled:
         if moments is not None:
             _track(layer, moments)
@@ -119,6 +126,7 @@ class Pooling(Mixin):
 
     _copied = False
     _pooled: Moments | None = None
+    _lone: bool = False  # whether all that is pooled is one value a channel
     _statistics: Tensor | None = None  # what a layer of ours has measured in this call
     track_running_stats: bool
     eps: float
@@ -130,10 +138,18 @@ class Pooling(Mixin):
             raise NotImplementedError(
                 "accumulate cannot pool what a torch.func transform measures; leave one of them out"
             )
+        given = (input, *args)
+        if is_lone(self, given, kwargs):
+            moments = moments_given(self, given, kwargs)
+            pool = moments if self._pooled is None else self._pooled.merge(moments)
+            first = self._pooled is None
+            y = normalize_by(None if first else pool, self, super().forward, *given, **kwargs)
+            self._lone, self._pooled = first, pool
+            return y
         self._statistics = None
-        y = self._forward_untracked(input, *args, **kwargs)
+        y = self._forward_untracked(*given, **kwargs)
         if not isinstance(self, Ours):
-            self._pool(moments_given(self, (input, *args), kwargs))
+            self._pool(moments_given(self, given, kwargs))
         elif self._statistics is not None:
             self._pool(moments_of(self._statistics))
         return y
@@ -151,12 +167,16 @@ class Pooling(Mixin):
         self._statistics = statistics
 
     def _pool(self, moments: Moments) -> None:
+        self._lone = False
         self._pooled = moments if self._pooled is None else self._pooled.merge(moments)
 
     def __getstate__(self) -> dict[str, Any]:
         # The pool is that of the block, not of a copy. (Python 3.10 has no object.__getstate__ to call.)
         state = getattr(super(), "__getstate__", self.__dict__.copy)()
-        return {name: value for name, value in state.items() if name not in ("_pooled", "_statistics")}
+        return {name: value for name, value in state.items() if name not in _OF_THE_BLOCK}
+
+
+_OF_THE_BLOCK = ("_pooled", "_lone", "_statistics")
 
 
 def _tracking(model: nn.Module) -> list[BatchNorm]:
