@@ -108,7 +108,7 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        pooled = [(layer, layer._pooled) for layer in layers if not layer._lone]
+        pooled = [(layer, layer.__dict__.get("_pooled")) for layer in layers if not layer._lone]
         lone = [layer for layer in layers if layer._lone and option(layer, "singleton", "raise") == "raise"]
         for layer in layers:
             for name in _OF_THE_BLOCK:
