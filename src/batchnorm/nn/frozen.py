@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from ..mixin import Mixin, mix_in, take_out
+from .replaced import Irreplaceable
 
 
-class Frozen(Mixin):
+class Frozen(Mixin, Irreplaceable):
     """A layer that is in eval mode whatever train() says, and shows what of it is frozen."""
 
     _frozen_stats: bool = False
