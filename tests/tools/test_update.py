@@ -107,6 +107,55 @@ def test_blocks_nest_and_end_when_something_raises():
     assert attributes(model) == before
 
 
+@pytest.mark.parametrize("closed_first", [0, 1])
+def test_overlapping_blocks_end_with_the_last(closed_first):
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False), bn.BatchNorm1d(3))
+    before, looks = state(model), attributes(model)
+    blocks = [bn.no_update(model), bn.no_update(model[:2])]
+    for block in blocks:
+        block.__enter__()
+    blocks[closed_first].__exit__(None, None, None)
+    model[:2](torch.randn(SHAPES[1]))
+    assert_same_state(model, before)
+    blocks[1 - closed_first].__exit__(None, None, None)
+    assert attributes(model) == looks
+    model(torch.randn(SHAPES[1]))
+    assert [layer.num_batches_tracked for layer in model] == [1, None, 1]
+
+
+def test_blocks_of_several_threads_overlap():
+    layer = nn.BatchNorm1d(3)
+    opened, closed = threading.Barrier(2), threading.Event()
+
+    def first():
+        with bn.no_update(layer):
+            opened.wait()
+        closed.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    with bn.no_update(layer):
+        opened.wait()
+        closed.wait()
+        layer(torch.randn(SHAPES[1]))
+    thread.join()
+    assert (layer.num_batches_tracked, layer.track_running_stats) == (0, True)
+
+
+def test_a_block_that_pools_outlives_one_without_updates():
+    layer, batches = nn.BatchNorm1d(3), [torch.randn(SHAPES[1]) for _ in range(2)]
+    exact = tracked_at_once(layer, batches)
+    without, pooled = bn.no_update(layer), bn.accumulate(layer)
+    without.__enter__()
+    pooled.__enter__()
+    layer(batches[0] + 9)
+    without.__exit__(None, None, None)
+    for x in batches:
+        layer(x)
+    pooled.__exit__(None, None, None)
+    assert_tracked_like(layer, exact, batches)
+
+
 def test_another_threads_model_is_updated_meanwhile():
     mine, theirs = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     with bn.no_update(mine):

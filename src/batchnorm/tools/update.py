@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -32,8 +34,9 @@ def no_update(model: nn.Module) -> Iterator[None]:
     their gradients. It is for a forward that is not a step of its own: the second one of sharpness-aware minimization,
     a teacher in train mode, a discriminator that only passes gradients on to a generator.
 
-    Blocks nest. It works by the layers' attribute `track_running_stats`, so a copy of the model made inside the block
-    does not track. Other models, and layers without running statistics, are left alone.
+    Blocks nest, and may overlap: a layer tracks again when the last block that has it ends. It works by the layers'
+    attribute `track_running_stats`, so a copy of the model made inside the block does not track. Other models, and
+    layers without running statistics, are left alone.
 
     With torch.nn's layers under activation checkpointing keep the backward inside the block: it runs their forward
     again, and tracks. Ours know a recomputation and track nothing in it, wherever it runs.
@@ -53,13 +56,24 @@ def no_update(model: nn.Module) -> Iterator[None]:
         (tensor(0), tensor([0., 0., 0.]))
     """
     layers = _tracking(model)
-    for layer in layers:
-        layer.track_running_stats = False
+    _count_blocks(layers, 1)
     try:
         yield
     finally:
+        _count_blocks(layers, -1)
+
+
+_blocks: Counter[int] = Counter()  # how many no_update blocks have the layer of this id, which they keep alive
+_counting = Lock()
+
+
+def _count_blocks(layers: list[BatchNorm], more: int) -> None:
+    with _counting:
         for layer in layers:
-            layer.track_running_stats = True
+            _blocks[id(layer)] += more
+            layer.track_running_stats = not _blocks[id(layer)]
+            if layer.track_running_stats:
+                del _blocks[id(layer)]
 
 
 @contextmanager
@@ -180,10 +194,12 @@ _OF_THE_BLOCK = ("_pooled", "_lone", "_statistics")
 
 
 def _tracking(model: nn.Module) -> list[BatchNorm]:
+    """The layers that track, or would but for a `no_update` block that is open."""
     check_model(model)
     # Between here and the caller's line are the block's own frame and contextlib's.
     found = find_or_warn(model, "update", stacklevel=4)
-    layers = [each.layer for each in found if each.adapter.learns and each.layer.track_running_stats]
+    layers = [each.layer for each in found if each.adapter.learns]
+    layers = [layer for layer in layers if layer.track_running_stats or id(layer) in _blocks]
     for layer in layers:
         if is_lazy(layer):
             raise ValueError(f"{type(layer).__name__} has not seen an input yet: run one batch through the model first")
