@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -42,28 +43,31 @@ def _unmixed(cls: type[nn.Module]) -> type[nn.Module]:
 
 def class_of_copies(layer: nn.Module) -> type[nn.Module]:
     """The layer's class but for the mixins that copies do not have."""
-    cls = _behind(type(layer))
-    return _in_front(type(layer), _compose(_unmixed(cls), tuple(m for m in _mixins(cls) if m._copied)))
+    return _in_front(type(layer), _without(_behind(type(layer)), lambda mixin: not mixin._copied))
 
 
 def set_class(layer: nn.Module, cls: type[nn.Module]) -> None:
     """Swap the layer's class for another; mixins stay."""
-    layer.__class__ = _in_front(type(layer), _compose(cls, _mixins(_behind(type(layer)))))
+    _become(layer, _compose(cls, _mixins(_behind(type(layer)))))
 
 
 def mix_in(layer: nn.Module, mixin: type[Mixin]) -> None:
     """Put the mixin in front of the layer's class, unless it is there."""
     if not isinstance(layer, mixin):
-        layer.__class__ = _in_front(type(layer), _mixed(mixin, _behind(type(layer))))
+        _become(layer, _mixed(mixin, _behind(type(layer))))
 
 
 def take_out(layer: nn.Module, mixin: type[Mixin]) -> None:
     """Undo `mix_in`."""
-    if isinstance(layer, mixin):
-        cls = _behind(type(layer))
-        layer.__class__ = _in_front(
-            type(layer), _compose(_unmixed(cls), tuple(m for m in _mixins(cls) if m is not mixin))
-        )
+    _become(layer, _without(_behind(type(layer)), lambda each: each is mixin))
+
+
+def _become(layer: nn.Module, behind: type[nn.Module]) -> None:
+    layer.__class__ = _in_front(type(layer), behind)
+
+
+def _without(cls: type[nn.Module], leave_out: Callable[[type[Mixin]], bool]) -> type[nn.Module]:
+    return _compose(_unmixed(cls), tuple(mixin for mixin in _mixins(cls) if not leave_out(mixin)))
 
 
 # torch.nn.utils.parametrize derives a class from the layer's, whatever that is, and takes for granted that it stays the
