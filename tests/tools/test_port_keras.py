@@ -132,6 +132,8 @@ def test_an_argument_that_is_none_raises(config, said):
 
 
 def test_what_of_a_config_cannot_be_taken_over_is_said():
+    for axis in (np.int64(1), [1], (1,)):
+        assert bn.port.from_keras(ONES, ndim=4, axis=axis).channel_dim == 1
     with pytest.raises(ValueError, match=r"axis=\[1, 3\]: .* PyTorch's layers have one dimension of channels"):
         bn.port.from_keras({"config": {"axis": [1, 3]}, "weights": ONES}, ndim=4)
     for config, said in (

@@ -11,6 +11,7 @@ from leftovers import everything
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
+from torch.utils.data import TensorDataset
 
 import batchnorm as bn
 
@@ -258,6 +259,8 @@ def test_one_batch_in_place_of_batches_says_what_to_pass(tool):
             getattr(bn, tool)(model, x, **given)
     with pytest.raises(TypeError, match=r"one dict with 'input', 'mask': pass \[batch\]"):
         getattr(bn, tool)(model, {"input": torch.randn(8, 4), "mask": None}, **given)
+    with pytest.raises(TypeError, match=r"a TensorDataset, whose items are samples: pass DataLoader\(dataset"):
+        getattr(bn, tool)(model, TensorDataset(torch.randn(8, 4, 4)), **given)
     assert_same(model, before)
 
 

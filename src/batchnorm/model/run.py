@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils import _pytree
+from torch.utils.data import Dataset, IterableDataset
 
 from .find import bare
 
@@ -34,7 +35,8 @@ def each_of(batches: Iterable[Any], max_batches: int | None) -> Iterator[Any]:
     """The batches, so many at most.
 
     Raises:
-        TypeError: they are one batch: an array would be gone over item by item, and a mapping name by name.
+        TypeError: they are one batch, or a data set: an array would be gone over item by item, a data set sample by
+            sample, and a mapping name by name.
     """
     if isinstance(batches, (Tensor, np.ndarray)):
         raise TypeError(
@@ -45,6 +47,11 @@ def each_of(batches: Iterable[Any], max_batches: int | None) -> Iterator[Any]:
         raise TypeError(
             f"expected batches, one after the other, but got one {type(batches).__name__} with "
             f"{', '.join(map(repr, batches))}: pass [batch]"
+        )
+    if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
+        raise TypeError(
+            f"expected batches, one after the other, but got a {type(batches).__name__}, whose items are samples: pass "
+            "DataLoader(dataset, batch_size=256), or with batch_size=None if they are batches"
         )
     return islice(batches, max_batches)
 

@@ -49,13 +49,13 @@ def complete(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 
 def _one_axis(axis: Any) -> int:
-    axes = [axis] if isinstance(axis, int) else list(axis)  # older versions of Keras have a list of one
+    axes = list(axis) if hasattr(axis, "__iter__") else [axis]  # older versions of Keras have a list of one
     if len(axes) != 1:
         raise ValueError(
             f"axis={axes}: the layer has a mean and variance for each pair of positions on these axes, and PyTorch's "
             "layers have one dimension of channels. Flatten these dimensions into one, around the layer"
         )
-    return axes[0]
+    return int(axes[0])
 
 
 def _warn(message: str) -> None:
