@@ -180,8 +180,8 @@ def test_a_layer_of_ones_own_hides_its_batch_norms_and_they_are_named(keras, tmp
         assert warned[0].filename == __file__
 
 
-def bfloat16_file(path):
-    """Keras 3's archive with what it has of bfloat16: two bytes a number that HDF5 has no type for."""
+def archive(path, group, as_stored):
+    """A Keras 3 archive of one layer, whose four vectors are 1.5 and 3, 2.5 and 3, and so on."""
     config = {
         "class_name": "BatchNormalization",
         "config": {"name": "norm"},
@@ -189,18 +189,29 @@ def bfloat16_file(path):
     }
     weights = io.BytesIO()
     with h5py.File(weights, "w") as file:
-        group = file.create_group("layers/batch_normalization/vars")
         for i in range(4):
-            bits = torch.tensor([1.5 + i, 3.0], dtype=torch.bfloat16).view(torch.int16).numpy()
-            group.create_dataset(str(i), data=bits.view("V2")).attrs["dtype"] = "bfloat16"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("config.json", json.dumps({"class_name": "Sequential", "config": {"layers": [config]}}))
-        archive.writestr("model.weights.h5", weights.getvalue())
+            as_stored(file.require_group(group), str(i), torch.tensor([1.5 + i, 3.0]))
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("config.json", json.dumps({"class_name": "Sequential", "config": {"layers": [config]}}))
+        file.writestr("model.weights.h5", weights.getvalue())
     return path
 
 
-def test_bfloat16(tmp_path):
-    layer = bn.port.from_keras_model(bfloat16_file(tmp_path / "model.keras"))["norm"]
+def in_bfloat16(group, name, vector):
+    """Two bytes a number, which HDF5 has no type for."""
+    bits = vector.bfloat16().view(torch.int16).numpy()
+    group.create_dataset(name, data=bits.view("V2")).attrs["dtype"] = "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "as_stored",
+    [lambda group, name, x: group.create_dataset(name, data=x.numpy()), in_bfloat16],
+    ids=["float32", "bfloat16"],
+)
+@pytest.mark.parametrize("layers", ["layers", "_layer_checkpoint_dependencies"])  # Keras 3's, TensorFlow 2.12's
+def test_archives_as_other_versions_write_them(tmp_path, layers, as_stored):
+    path = archive(tmp_path / "model.keras", f"{layers}/batch_normalization/vars", as_stored)
+    layer = bn.port.from_keras_model(path)["norm"]
     assert [t.tolist() for t in (layer.weight, layer.running_var)] == [[1.5, 3.0], [4.5, 3.0]]
 
 
