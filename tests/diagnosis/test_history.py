@@ -173,6 +173,40 @@ def test_odd_runs(tmp_path):
     assert bn.diagnose(write_run(tmp_path / "nan", [info], [values])).serious[0].rule == "nonfinite"
 
 
+@pytest.mark.parametrize(("gradient", "expected"), [(None, "serious"), (1e-6, None), (0.0, None), (0.1, "warning")])
+def test_gamma_that_could_not_move_is_not_frozen(tmp_path, gradient, expected):
+    """A gradient of 1e-6 rounds away beside a gamma of 1."""
+    info = layer()
+    values = story(info, 30)
+    for quantity in ("gamma", "beta"):
+        values[quantity][:] = values[quantity][-1]
+        values[f"{quantity}_grad"][:] = np.nan if gradient is None else gradient
+    path = write_run(
+        tmp_path / "run", [info], [values], without=("gamma_grad", "beta_grad") if gradient is None else ()
+    )
+    found = [finding for finding in bn.diagnose(path) if finding.rule == "freeze-leak"]
+    assert [finding.severity for finding in found] == ([expected] if expected else [])
+
+
+def test_tiny_gradients_of_a_real_training(tmp_path):
+    """Trained before, by a loss of which next to nothing reaches gamma and beta."""
+
+    def prepare(model):
+        nn.init.uniform_(model[1].weight, 0.5, 1.5)
+        nn.init.uniform_(model[1].bias, 0.5, 1.5)
+        with torch.no_grad():
+            model[3].weight.mul_(1e-7)
+        model[3].requires_grad_(False)
+
+    def forward(model, x):
+        return model(x) + x.sum(1, keepdim=True).detach()
+
+    path = record(tmp_path / "run", prepare=prepare, forward=forward)
+    gammas = bn.open_run(path).vectors("1", "gamma")[1]
+    assert (gammas == gammas[0]).all()
+    assert bn.diagnose(path).serious == []
+
+
 def test_an_experiment_is_judged_by_its_main_arm(tmp_path):
     info = layer("bn")
     write_run(tmp_path / "e", arms=["learned"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lookalikes import BatchNormAct2d, FrozenBatchNorm2d
+from public import import_timm
 from torch import nn
 
 import batchnorm as bn
@@ -134,6 +135,61 @@ def test_a_state_dict_needs_no_model(plant, rule):
     plant(model)
     (found,) = bn.diagnose(model.state_dict())
     assert (found.rule, found.layer) == (rule, "1")
+
+
+def constant(layer):
+    nn.init.constant_(layer.weight, 0.7)
+    nn.init.constant_(layer.bias, 0.1)
+
+
+INITIALISATIONS = {
+    "zeros, as the last of a residual block": lambda layer: nn.init.zeros_(layer.weight),
+    "N(1, 0.02), as of generators": lambda layer: nn.init.normal_(layer.weight, 1.0, 0.02),
+    "uniform, as of old torch": lambda layer: nn.init.uniform_(layer.weight),
+    "one number": constant,
+}
+
+
+@pytest.mark.parametrize("init", INITIALISATIONS.values(), ids=list(INITIALISATIONS))
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_fresh_model_is_healthy(init, frozen):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, bias=False))
+    model.append(nn.BatchNorm2d(4))
+    for layer in (model[1], model[3]):
+        init(layer)
+        layer.requires_grad_(not frozen)
+
+    def worst(findings):
+        return {finding.severity for finding in findings}
+
+    assert worst(bn.diagnose(model)) == worst(bn.diagnose(model.state_dict())) == set()
+    batches = [(torch.randn(16, 3, 8, 8) * 3 + 2, torch.zeros(16)) for _ in range(3)]
+    with_loss = bn.diagnose(model, batches, loss=lambda output, _: output.square().mean())
+    assert worst(with_loss) == {"note"}
+    assert {finding.rule for finding in with_loss} == {"unconverged"}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_efficientnet", "mobilenetv3_small_050", "regnety_002"])
+def test_timms_fresh_models_are_healthy(name):
+    """With zero_init_last, timm's default."""
+    model = import_timm().create_model(name, pretrained=False)
+    assert bn.diagnose(model).serious == bn.diagnose(model.state_dict()).serious == []
+
+
+def test_what_was_tracked_or_trained_and_is_as_new_is_shown():
+    model = trained()
+    with torch.no_grad():
+        model[1].bias.zero_()
+    model[1].running_mean.zero_()
+    model[1].running_var.fill_(1)
+    (found,) = bn.diagnose(model)  # the counter says it
+    assert (found.rule, found.severity, found.numbers["updates"]) == ("untracked", "serious", 60)
+    model[1].num_batches_tracked.zero_()
+    assert bn.diagnose(model) == []  # gamma alone says nothing
+    with torch.no_grad():
+        model[1].bias[2] = 0.1
+    (found,) = bn.diagnose(model)
+    assert (found.rule, found.severity) == ("untracked", "serious")
 
 
 def test_leftover_of_the_beginning():

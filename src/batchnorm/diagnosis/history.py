@@ -16,6 +16,7 @@ from .layer import Array, Layer, Settings
 # batch away, few enough for the weights not to have moved far.
 LAST = 20
 _NONFINITE = COLUMNS.index("nonfinite")
+_EXTREMES = [COLUMNS.index("min"), COLUMNS.index("max")]
 
 
 class Updates(NamedTuple):
@@ -53,6 +54,11 @@ class History:
         """The first recorded step with a value that was not finite, and how many steps had one; None without any."""
         steps = self.steps[self.run.stats(self.info.name, quantity)[:, _NONFINITE] > 0]
         return (int(steps[0]), len(steps)) if len(steps) else None
+
+    def largest(self, *quantities: str) -> float | None:
+        """The largest absolute value that any of these had; None where none of them ever existed."""
+        extremes = np.concatenate([self.run.stats(self.info.name, each)[:, _EXTREMES] for each in quantities])
+        return None if np.isnan(extremes).all() else float(np.nanmax(np.abs(extremes)))
 
     @property
     def updates(self) -> int | None:

@@ -100,7 +100,9 @@ def _of_batches(
     batches = batches if not isinstance(batches, Iterator) else list(islice(batches, max_batches))
     measured = measure(unwrapped(model), layers, batches, call, loss, max_batches)
     found = [finding for layer, of_layer in measured for finding in judge("measured", layer, of_layer)]
-    if loss is not None and measured and not any(of_layer.lonely for _, of_layer in measured):
+    # Before training, eval mode is worse: nothing is wrong with that.
+    trained = not all(layer.is_new for layer, _ in measured)
+    if loss is not None and trained and not any(of_layer.lonely for _, of_layer in measured):
         found += judge("modes", compare_modes(model, batches, loss, call=call, max_batches=max_batches))
     return {layer.name for layer, of_layer in measured if of_layer.batches}, found
 

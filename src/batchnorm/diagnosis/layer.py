@@ -95,10 +95,22 @@ class Layer:
 
     @property
     def has_learned(self) -> bool:
-        """Whether gamma or beta is another than a new layer's, 1 and 0."""
-        return (self.gamma is not None and bool((self.gamma != 1).any())) or (
-            self.beta is not None and bool((self.beta != 0).any())
-        )
+        """Whether beta shows that the layer was trained: it differs between the channels.
+
+        Initialisations set beta to one number. Gamma shows nothing: it may begin as 0 (the last norm of a residual
+        block), or drawn at random (generators).
+        """
+        return self.beta is not None and bool(np.ptp(self.beta) > 0)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing shows that the layer was ever trained, or has tracked a batch."""
+        return self.is_fresh and not self.updates and not self.has_learned
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether gamma is one number for all channels, and beta too: a design, or a new layer's."""
+        return all(vector is None or not np.ptp(vector) for vector in (self.gamma, self.beta))
 
 
 def drift(mean: Array, var: Array, true_mean: Array, true_var: Array, eps: float) -> tuple[float, float]:

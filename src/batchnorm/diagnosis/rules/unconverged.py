@@ -82,18 +82,20 @@ class Unconverged(Rule):
             *drift(layer.running_mean, layer.running_var, measured.mean, measured.var, layer.settings.eps),
             f"what {measured.batches} batches measure",
             0.95,
+            new=layer.is_new,
         )
 
     def _drifted(
-        self, layer: str, mean_drift: float, log_ratio: float, against: str, confidence: float
+        self, layer: str, mean_drift: float, log_ratio: float, against: str, confidence: float, new: bool = False
     ) -> Iterator[Finding]:
         severity = _severity(mean_drift, log_ratio)
         if severity:
             yield self.found(
                 layer,
-                severity,
-                f"the running statistics are not {against}: the mean is off by {{mean_drift:.2g}} standard deviations, "
-                "the variance by a factor of {var_factor:.3g} (root mean square over the channels)",
+                "note" if new else severity,
+                ("nothing has been tracked yet: " if new else "")
+                + f"the running statistics are not {against}: the mean is off by {{mean_drift:.2g}} standard "
+                "deviations, the variance by a factor of {var_factor:.3g} (root mean square over the channels)",
                 REMEDY,
                 confidence=confidence,
                 mean_drift=mean_drift,

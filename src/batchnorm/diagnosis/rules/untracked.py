@@ -13,13 +13,21 @@ class Untracked(Rule):
     name = "untracked"
 
     def of_layer(self, layer: Layer) -> Iterator[Finding]:
-        if layer.is_fresh and layer.has_learned and not (layer.settings and not layer.settings.tracks):
-            counter = "" if layer.updates is None else f" (num_batches_tracked is {layer.updates})"
-            yield self.found(
-                layer.name,
-                "serious",
-                f"the running statistics of {{channels}} channels are 0 and 1 as in a new layer{counter}, but gamma "
-                "and beta were trained: in eval nothing is normalised",
-                "bn.recalibrate(model, batches)",
-                channels=layer.channels,
-            )
+        if not layer.is_fresh or layer.is_new or (layer.settings and not layer.settings.tracks):
+            return
+        if layer.has_learned:
+            shown, confidence = "beta differs between the channels, as only training makes it", 0.9
+        elif layer.settings is None or layer.settings.momentum != 0:  # that one is another rule's
+            shown, confidence = "num_batches_tracked is {updates}", 0.95
+        else:
+            return
+        yield self.found(
+            layer.name,
+            "serious",
+            f"the running statistics of {{channels}} channels are 0 and 1 as in a new layer, but {shown}: in eval "
+            "nothing is normalised",
+            "bn.recalibrate(model, batches)",
+            confidence=confidence,
+            channels=layer.channels,
+            **({"updates": layer.updates} if layer.updates is not None else {}),
+        )
