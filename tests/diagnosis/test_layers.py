@@ -266,7 +266,63 @@ def test_findings_print_worst_first_and_keep_the_worst_of_a_rule():
     said = str(found)
     assert said.index("nonfinite in 1") < said.index("bias in 1")
     assert '→ bn.recalibrate(model, batches, only="nonfinite")' in said
-    assert str(bn.diagnose(trained())) == "0 findings."
+    assert str(bn.diagnose(trained())).splitlines()[0] == "0 findings."
+
+
+def test_layers_that_share_a_fault_share_a_finding():
+    layers = [nn.BatchNorm1d(4, momentum=0.99 if i < 49 else 0.1) for i in range(50)]
+    model = nn.Sequential(*layers)
+    (found,) = bn.diagnose(model)
+    assert (found.layer, found.layers) == ("0", tuple(map(str, range(49))))
+    assert found.evidence.startswith("49 layers: momentum is 0.99")
+    assert [each.layer for each in found.each] == list(found.layers)
+    assert "in 0, 1, 2, 3 and 45 more\n" in str(bn.diagnose(model))
+    exec(found.remedy, {"model": model})
+    assert [layer.momentum for layer in layers] == [0.01] * 49 + [0.1]
+
+
+def test_layers_with_other_remedies_have_findings_of_their_own():
+    model = nn.Sequential(nn.BatchNorm1d(4, momentum=0.99), nn.BatchNorm1d(4, momentum=0.9), nn.BatchNorm1d(4))
+    assert [finding.layers for finding in bn.diagnose(model)] == [("0",), ("1",)]
+
+
+def test_what_a_checkpoint_does_not_hold_is_assumed():
+    model = trained(eps=100.0)
+    (found,) = bn.diagnose(model)
+    assert (found.assumed, found.severity) == ((), "warning")
+    model[1].running_var.fill_(1e-6)  # beside PyTorch's eps, 1e-5
+    (found,) = bn.diagnose(model.state_dict())
+    assert (found.rule, found.assumed, found.severity) == ("small-variance", ("eps",), "note")
+    assert "eps: assumed, as a checkpoint does not say" in found.evidence
+    (found,) = bn.diagnose(trained(batches=5).state_dict())
+    assert (found.rule, found.assumed) == ("unconverged", ("momentum",))
+    (found,) = bn.diagnose(trained(batches=5))
+    assert found.assumed == ()
+
+
+@pytest.mark.parametrize(("dead", "said"), [(1, "0.1%"), (512, "50%"), (1022, "99.8%"), (1024, "100%")])
+def test_a_share_that_is_not_0_is_not_printed_as_0(dead, said):
+    layer = nn.BatchNorm1d(1024)
+    layer.running_mean += 1
+    layer.weight.data[:dead] = 0
+    (found,) = bn.diagnose(layer)
+    assert found.evidence.startswith(f"{said} of 1024 channels")
+
+
+def test_what_was_judged_and_what_could_not_be():
+    model = trained()
+    of_state, of_model = bn.diagnose(model.state_dict()).judged, bn.diagnose(model).judged
+    assert (of_state.layers, of_state.steps, of_state.batches) == (1, None, None)
+    assert "momentum" not in of_state.rules
+    assert "momentum" in of_model.rules
+    assert any("eps and momentum" in line for line in of_state.missed)
+    assert "eval-gap needs batches and loss=" in of_model.missed
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert "decay" in bn.diagnose(model, optimizer=optimizer).judged.rules
+    batches = list(torch.randn(3, 16, 6))
+    assert bn.diagnose(model, batches).judged.batches == 3
+    bn.freeze(model)
+    assert "Not judged: what batches measure in 1" in str(bn.diagnose(model, batches))
 
 
 def test_what_cannot_be_diagnosed():
@@ -293,6 +349,7 @@ def test_a_finding_is_immutable_hashable_and_plain():
     assert {found: 1}[found] == 1
     assert set(found.to_dict()) == {
         "rule", "layer", "severity", "evidence", "since_step", "remedy", "confidence", "numbers",
+        "layers", "sources", "assumed", "each",
     }  # fmt: skip
 
 
@@ -347,7 +404,7 @@ def test_no_class_is_passed_over(make, wrap):
         layer.running_var[0] = torch.nan
 
     def broken(findings):
-        return sorted(found.layer for found in findings if found.rule == "nonfinite")
+        return [name for found in findings if found.rule == "nonfinite" for name in found.layers]
 
     assert broken(bn.diagnose(model.state_dict())) == ["1", "3"]
     assert [name.removeprefix("0.") for name in broken(bn.diagnose(wrap(model)))] == ["1", "3"]

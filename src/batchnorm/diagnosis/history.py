@@ -40,6 +40,11 @@ class History:
         self.counts = run.counts(info.name)
         self.forwards = run.forwards(info.name)
 
+    @property
+    def has_vectors(self) -> bool:
+        """Whether whole vectors were kept."""
+        return bool(len(self.vectors("batch_mean")[0]))
+
     def vectors(self, quantity: str) -> tuple[NDArray[np.int64], Array]:
         """The steps that kept whole vectors, and these, float64."""
         steps, values = self.run.vectors(self.info.name, quantity)

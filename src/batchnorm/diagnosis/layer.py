@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-TORCH_MOMENTUM = 0.1
 ITSELF = "(the layer itself)"  # the name of a layer that is the model
 
 
@@ -22,6 +21,10 @@ class Settings:
     tracks: bool
 
 
+# What torch.nn's layers are built with: assumed of a layer whose settings are not known.
+USUAL = Settings("BatchNorm", eps=1e-5, momentum=0.1, tracks=True)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where the layer is in its model, and what is done to it. Only a model says.
@@ -31,11 +34,13 @@ class Place:
         frozen: whether its statistics were frozen by `freeze`.
         learns: whether gamma or beta requires a gradient.
         decay: the weight decay that the optimizer applies to gamma or beta; 0 without an optimizer.
+        undecayed: Python that makes such an optimizer without it.
         before, before_kind: name and class of the module before it.
         has_bias: whether that one adds a bias of as many channels.
         surely: whether the modules before and after are known (a Sequential), or taken from the order of definition.
         rectified: whether a ReLU comes after; None where nobody can tell.
         wrong_axis: the module before it has its features in the last dimension, and of another number.
+        width: how many features that one gives out.
     """
 
     training: bool
@@ -43,12 +48,14 @@ class Place:
     frozen: bool = False
     learns: bool = True
     decay: float = 0.0
+    undecayed: str = ""
     before: str | None = None
     before_kind: str = ""
     has_bias: bool = False
     surely: bool = False
     rectified: bool | None = None
     wrong_axis: bool = False
+    width: int | None = None
 
     @property
     def before_said(self) -> str:
@@ -77,6 +84,20 @@ class Layer:
     settings: Settings | None = None
     place: Place | None = None
     step: int | None = None
+
+    @property
+    def eps(self) -> float:
+        """As the layer was built, or PyTorch's."""
+        return (self.settings or USUAL).eps
+
+    @property
+    def momentum(self) -> float | None:
+        """As the layer was built, or PyTorch's."""
+        return (self.settings or USUAL).momentum
+
+    def assumes(self, *names: str) -> tuple[str, ...]:
+        """Of these settings, those that are not known and assumed."""
+        return names if self.settings is None else ()
 
     @property
     def channels(self) -> int:

@@ -7,13 +7,18 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..finding import Finding
-from .rule import Rule
+from .rule import RECALIBRATE, Rule
 
 if TYPE_CHECKING:
     from ..modes import Comparison
 
 # Eval loss beside that in train mode: so many times as large, and by so much.
 WARNING, SERIOUS, LEAST = 1.5, 2.0, 0.05
+
+LARGER = (
+    "loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)  # train with larger batches, shuffled "
+    "and prepared as those of the evaluation"
+)
 
 
 class EvalGap(Rule):
@@ -32,9 +37,7 @@ class EvalGap(Rule):
             "serious" if serious else "warning",
             "the loss is {eval_loss:.3g} in eval mode and {train_loss:.3g} in train mode, on the same {batches} "
             f"batches; recalibrated it would be {{recalibrated_loss:.3g}}: {cure}",
-            "bn.recalibrate(model, batches)"
-            if back > 0.5
-            else "bn.convert(model, sync=True)  # or larger, better shuffled batches, as those of the evaluation",
+            RECALIBRATE if back > 0.5 else LARGER,
             confidence=0.95,
             eval_loss=evaluated,
             train_loss=train,

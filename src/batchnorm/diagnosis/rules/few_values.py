@@ -19,7 +19,8 @@ FEW = 16  # values a channel, where noise cannot be measured
 ODD = 16  # a last batch of so many times fewer values
 DROP_LAST = "loader = torch.utils.data.DataLoader(dataset, batch_size, shuffle=True, drop_last=True)"
 REMEDY = (
-    'bn.convert(model, sync=True)  # or a larger batch; bn.freeze(model), or bn.convert_to(model, "group") and retrain'
+    "loader = torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)  # larger batches; in several "
+    "processes bn.convert(model, sync=True); to fine-tune bn.freeze(model)"
 )
 
 
@@ -44,7 +45,7 @@ class FewValues(Rule):
         yield from self._odd(name, usual, float(counts.min()))
 
     def of_measured(self, layer: Layer, measured: Measured) -> Iterator[Finding]:
-        eps = layer.settings.eps if layer.settings else 1e-5
+        eps = layer.eps
         if measured.lonely:
             yield self.found(
                 layer.name,

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from ..finding import Finding
 from ..history import History
 from ..layer import Layer
-from .rule import Rule, layer_in_model
+from .rule import Rule
 
 LEAST = 5  # recorded vectors
 # With a gradient this large the smallest usual learning rate, 1e-4, moves a gamma of 1 beyond float32's rounding, 6e-8.
 LARGE = 1e-3
+REMEDY = "bn.freeze({layer}, stats=True, affine=True)  # from here on train mode normalises as eval mode does"
 
 
 class FreezeLeak(Rule):
     name = "freeze-leak"
+    needs = "place"
 
     def of_layer(self, layer: Layer) -> Iterator[Finding]:
         place, settings = layer.place, layer.settings
@@ -33,7 +36,7 @@ class FreezeLeak(Rule):
             layer.name,
             "serious" if place.training else "warning",
             f"gamma and beta require no gradient, but the running statistics of {{channels}} channels {when}",
-            f"bn.freeze({layer_in_model(layer.name)}, stats=True, affine=True)",
+            REMEDY,
             confidence=0.9,
             channels=layer.channels,
         )
@@ -52,15 +55,16 @@ class FreezeLeak(Rule):
         gradient = history.largest("gamma_grad", "beta_grad")
         if not changed or (gradient is not None and gradient < LARGE):  # gamma that could not move is not frozen
             return
+        facts: dict[str, Any] = {} if gradient is None else {"gradient": gradient}
         why = "had no gradient" if gradient is None else "did not move at a gradient of up to {gradient:.2g}"
         yield self.found(
             name,
             "serious" if gradient is None else "warning",
             f"gamma and beta {why}, but the running mean changed in {{changed}} of {{channels}} channels",
-            f"bn.freeze({layer_in_model(name)}, stats=True, affine=True)",
+            REMEDY,
             since_step=int(history.steps[0]),
             confidence=0.9 if gradient is None else 0.6,
             changed=changed,
             channels=layer.channels,
-            **({} if gradient is None else {"gradient": gradient}),
+            **facts,
         )

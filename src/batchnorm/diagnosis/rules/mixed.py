@@ -50,7 +50,7 @@ class Mixed(Rule):
         dispersion = float(square.sum() / (measured.batches - 1) / varies.sum())
         if dispersion < DISPERSION:
             return
-        eps = layer.settings.eps if layer.settings else 1e-5
+        eps = layer.eps
         found = list(
             self._split(
                 layer.name,

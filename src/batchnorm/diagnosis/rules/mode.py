@@ -9,7 +9,7 @@ import numpy as np
 from ..finding import Finding
 from ..history import History
 from ..layer import Layer
-from .rule import Rule, layer_in_model
+from .rule import Rule
 
 LEAST = 2  # evaluations: a single forward may be a try
 RARE = 1 / 3  # of the steps; what happens more often belongs to the training
@@ -17,6 +17,7 @@ RARE = 1 / 3  # of the steps; what happens more often belongs to the training
 
 class Mode(Rule):
     name = "mode"
+    needs = "settings"
 
     def of_layer(self, layer: Layer) -> Iterator[Finding]:
         place, settings = layer.place, layer.settings
@@ -26,7 +27,7 @@ class Mode(Rule):
                 "note",
                 "the layer has no running statistics: in eval too, what a sample becomes depends on the {channels} "
                 "channels of the others in its batch",
-                "bn.BatchNorm2d(num_features, track_running_stats=True)",
+                "# leave a trained model as it is; build the next one with track_running_stats=True",
                 channels=layer.channels,
             )
         elif place is None:
@@ -46,7 +47,7 @@ class Mode(Rule):
                 "note",
                 "the layer is in eval mode within a model in train mode, until the next model.train(): {channels} "
                 "channels then thaw",
-                f"bn.freeze({layer_in_model(layer.name)})",
+                "bn.freeze({layer})",
                 channels=layer.channels,
             )
 

@@ -8,15 +8,14 @@ import numpy as np
 
 from ..finding import Finding, Severity
 from ..history import History
-from ..layer import TORCH_MOMENTUM, Layer, drift
+from ..layer import Layer, drift
 from ..measured import Measured
-from .rule import Rule
+from .rule import RECALIBRATE, Rule
 
 LEFTOVER = 0.01  # of the initial 0 and 1 in the running statistics
 # Drift of a layer: of the mean in standard deviations, of the variance as |log ratio|, root mean square over channels.
 MEAN_WARNING, MEAN_SERIOUS = 0.25, 0.5
 VAR_WARNING, VAR_SERIOUS = 0.35, 0.7
-REMEDY = "bn.recalibrate(model, batches)"
 
 
 class Unconverged(Rule):
@@ -27,14 +26,14 @@ class Unconverged(Rule):
         mean, var, updates = layer.running_mean, layer.running_var, layer.updates
         if mean is None or var is None or not updates or layer.is_fresh:
             return
-        momentum = layer.settings.momentum if layer.settings else TORCH_MOMENTUM
+        momentum = layer.momentum
         if momentum is None or not 0 < momentum < 1:
             return
         leftover = (1 - momentum) ** updates
         if leftover <= LEFTOVER or not (np.isfinite(mean).all() and np.isfinite(var).all()):
             return
         # If they began as 0 and 1, this is what would be there without that beginning.
-        eps = layer.settings.eps if layer.settings else 1e-5
+        eps = layer.eps
         true_mean, true_var = mean / (1 - leftover), (var - leftover) / (1 - leftover)
         if (true_var < -1e-6).any():
             return  # then they did not
@@ -51,9 +50,10 @@ class Unconverged(Rule):
             + "{leftover:.1%} of the running statistics are still the initial 0 and 1, after {updates} batches with "
             "momentum {momentum:g}: the mean is off by {mean_drift:.2g} standard deviations, the variance by a factor "
             "of {var_factor:.3g}",
-            REMEDY,
+            RECALIBRATE,
             since_step=0 if shown else None,
             confidence=0.9 if shown else 0.6 if layer.settings else 0.5,
+            assumed=layer.assumes("momentum"),
             leftover=leftover,
             updates=updates,
             momentum=momentum,
@@ -96,7 +96,7 @@ class Unconverged(Rule):
                 ("nothing has been tracked yet: " if new else "")
                 + f"the running statistics are not {against}: the mean is off by {{mean_drift:.2g}} standard "
                 "deviations, the variance by a factor of {var_factor:.3g} (root mean square over the channels)",
-                REMEDY,
+                RECALIBRATE,
                 confidence=confidence,
                 mean_drift=mean_drift,
                 var_factor=float(np.exp(log_ratio)),

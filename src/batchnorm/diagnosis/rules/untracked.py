@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from ..finding import Finding
 from ..layer import Layer
-from .rule import Rule
+from .rule import RECALIBRATE, Rule
 
 
 class Untracked(Rule):
@@ -21,13 +22,14 @@ class Untracked(Rule):
             shown, confidence = "num_batches_tracked is {updates}", 0.95
         else:
             return
+        facts: dict[str, Any] = {} if layer.updates is None else {"updates": layer.updates}
         yield self.found(
             layer.name,
             "serious",
             f"the running statistics of {{channels}} channels are 0 and 1 as in a new layer, but {shown}: in eval "
             "nothing is normalised",
-            "bn.recalibrate(model, batches)",
+            RECALIBRATE,
             confidence=confidence,
             channels=layer.channels,
-            **({"updates": layer.updates} if layer.updates is not None else {}),
+            **facts,
         )
