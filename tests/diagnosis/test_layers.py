@@ -316,13 +316,13 @@ def test_what_was_judged_and_what_could_not_be():
     assert "momentum" not in of_state.rules
     assert "momentum" in of_model.rules
     assert any("eps and momentum" in line for line in of_state.missed)
-    assert "eval-gap needs batches and loss=" in of_model.missed
+    assert "eval-gap needs batches with loss=" in of_model.missed
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     assert "decay" in bn.diagnose(model, optimizer=optimizer).judged.rules
     batches = list(torch.randn(3, 16, 6))
     assert bn.diagnose(model, batches).judged.batches == 3
     bn.freeze(model)
-    assert "Not judged: what batches measure in 1" in str(bn.diagnose(model, batches))
+    assert "what batches measure in 1: frozen" in str(bn.diagnose(model, batches))
 
 
 def test_what_cannot_be_diagnosed():

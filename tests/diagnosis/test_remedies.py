@@ -251,6 +251,13 @@ def alone():
     torch.distributed.destroy_process_group()
 
 
+def printed(findings):
+    """The remedy in a report of one finding."""
+    _, _, after = str(findings).partition("  → ")
+    lines, _, _ = after.partition("\nJudged: ")
+    return "\n".join(line.removeprefix("    ") for line in lines.splitlines())
+
+
 def test_every_rule_is_here():
     assert {rule for rule, _ in CASES} == {rule.name for rule in RULES}
 
@@ -264,6 +271,7 @@ def test_a_remedy_runs_and_harms_no_healthy_model(rule, find, healthy, tmp_path)
     torch.save(healthy.state_dict(), good)
     x, y = data(seed=1)[0]
     for finding in found:
+        assert finding.remedy == printed(bn.diagnosis.Findings([finding]))
         model = copy.deepcopy(healthy)
         before = model(x)
         names = {

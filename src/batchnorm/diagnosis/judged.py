@@ -12,14 +12,14 @@ from .rules.rule import Rule
 
 # What a rule needs, as `Rule.needs` and `Rule.sources` say it, in words.
 _WORDS = {
-    "values": "a layer's values",
-    "settings": "a model or a run",
-    "place": "a model",
-    "optimizer": "optimizer=",
-    "run": "a run",
-    "measured": "batches",
-    "modes": "batches and loss=",
-    "copies": "several ranks",
+    "values": ("a checkpoint",),
+    "settings": ("a model", "a run"),
+    "place": ("a model",),
+    "optimizer": ("optimizer=",),
+    "run": ("a run",),
+    "measured": ("batches",),
+    "modes": ("batches with loss=",),
+    "copies": ("several ranks",),
 }
 
 
@@ -55,7 +55,8 @@ class Judged:
         if self.batches is not None:
             amounts.append(plural(self.batches, "batch", "batches"))
         said = f"Judged: {', '.join(amounts)}, by {plural(len(self.rules), 'rule')}"
-        return [f"{said}: {', '.join(self.rules)}." if self.rules else f"{said}.", *map(_not, self.missed)]
+        lines = [f"{said}: {', '.join(self.rules)}." if self.rules else f"{said}."]
+        return [*lines, f"Not judged: {'; '.join(self.missed)}."] if self.missed else lines
 
 
 def judged(
@@ -63,20 +64,18 @@ def judged(
 ) -> Judged:
     """What can be said of a diagnosis that knew so much: "values", "settings", ... as in `_WORDS`."""
     known = set(known)
-    could = [rule for rule in RULES if known & _needs(rule)]
+    could = [rule for rule in RULES if known.intersection(_needs(rule))]
     without: dict[str, list[str]] = {}
     for rule in RULES:
         if rule not in could:
-            words = " or ".join(word for need, word in _WORDS.items() if need in _needs(rule))
+            words = " or ".join(dict.fromkeys(word for need in _needs(rule) for word in _WORDS[need]))
             without.setdefault(words, []).append(rule.name)
     for words, names in without.items():
         missed = [*missed, f"{', '.join(names)} {'needs' if len(names) == 1 else 'need'} {words}"]
     return Judged(layers, steps, batches, tuple(rule.name for rule in could), tuple(missed), nothing)
 
 
-def _needs(rule: Rule) -> set[str]:
-    return {rule.needs if source == "layer" else source for source in rule.sources}
-
-
-def _not(sentence: str) -> str:
-    return f"Not judged: {sentence}."
+def _needs(rule: Rule) -> list[str]:
+    """In the order of `_WORDS`."""
+    needs = {rule.needs if source == "layer" else source for source in rule.sources}
+    return [need for need in _WORDS if need in needs]

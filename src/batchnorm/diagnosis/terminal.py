@@ -33,7 +33,8 @@ def show(findings: Findings, console: Console | None = None) -> None:
         )
         console.print(Padding(Group(text(finding.evidence)), (0, 0, 0, 2)))
         first, *more = finding.remedy.splitlines()
-        console.print(text("\n".join([f"  → {first}", *(f"    {line}" for line in more)]), MUTED), soft_wrap=True)
+        for line in (f"  → {first}", *(f"    {line}" for line in more)):
+            console.print(text(line, MUTED), soft_wrap=True)
     for line in findings.judged.lines():
         console.print(text(line, MUTED), soft_wrap=True)
 
