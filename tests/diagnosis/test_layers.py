@@ -137,6 +137,21 @@ def test_a_state_dict_needs_no_model(plant, rule):
     assert (found.rule, found.layer) == (rule, "1")
 
 
+def test_a_checkpoint_without_buffers():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn1, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LayerNorm(4)
+
+    parameters = dict(Net().named_parameters())
+    for state in (parameters, {"epoch": 3, "model": parameters}):
+        (found,) = bn.diagnose(state)
+        assert (found.rule, found.severity) == ("untracked", "serious")
+        assert found.layer.endswith("bn1")
+    with pytest.raises(ValueError, match="One of parameters alone lacks them"):
+        bn.diagnose(dict(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).named_parameters()))
+
+
 def constant(layer):
     nn.init.constant_(layer.weight, 0.7)
     nn.init.constant_(layer.bias, 0.1)

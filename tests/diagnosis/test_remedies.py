@@ -136,6 +136,14 @@ def elsewhere(model):
     model.bn2.running_var *= 30
 
 
+def of_another_range(model, tmp_path):
+    return bn.diagnose(model, [(x * 255, y) for x, y in data()], loss=F.cross_entropy)
+
+
+def without_buffers(model, tmp_path):
+    return bn.diagnose(dict(model.named_parameters()))
+
+
 def small_batches(model, tmp_path):
     return bn.diagnose(model, [(x[:3], y[:3]) for x, y in data()], loss=F.cross_entropy)
 
@@ -215,6 +223,8 @@ def twice(running):
 CASES = [
     ("eval-gap", on_batches(elsewhere)),
     ("eval-gap", eval_needs_batches),
+    ("preprocessing", of_another_range),
+    ("untracked", without_buffers),
     ("unconverged", on_batches(elsewhere)),
     ("nonfinite", of_layer(nan_statistics)),
     ("nonfinite", of_layer(nan_gamma)),
@@ -285,6 +295,7 @@ def test_a_remedy_runs_and_harms_no_healthy_model(rule, find, healthy, tmp_path)
             "mask": torch.ones(3, 9, dtype=torch.bool),
             "dataset": TensorDataset(x, y),
             "batch_size": 8,
+            "path": tmp_path / "state.pt",
             "optimizer": torch.optim.AdamW(model.parameters(), 1e-3),
             "LAST_GOOD_CHECKPOINT": good,
         }

@@ -20,6 +20,7 @@ from .history import histories
 from .judged import judged
 from .layer import USUAL, Layer
 from .rules import SETTLED, judge
+from .rules.preprocessing import rescaled
 
 if TYPE_CHECKING:
     from torch import nn
@@ -214,6 +215,8 @@ def _run(case: _Case, model: Any, layers: Any, batches: Any, call: Any, loss: An
 
     batches = batches if not isinstance(batches, Iterator) else list(islice(batches, max_batches))
     measured = measure(unwrapped(model), layers, batches, call, loss, max_batches)
+    scale = next((rescaled(*each) for each in measured if each[1].order == 0), None)
+    measured = [(layer, replace(of_layer, rescaled=scale)) for layer, of_layer in measured]
     settled = {layer.name for layer, of_layer in measured if of_layer.batches}
     case.found = [each for each in case.found if not (each.rule in SETTLED and each.layer in settled)]
     case.known.add("measured")
@@ -232,7 +235,7 @@ def _run(case: _Case, model: Any, layers: Any, batches: Any, call: Any, loss: An
         case.miss("the loss of both modes: a batch of one value a channel cannot be run in train mode")
     else:
         case.known.add("modes")
-        case.judge("modes", compare_modes(model, batches, loss, call=call, max_batches=max_batches))
+        case.judge("modes", compare_modes(model, batches, loss, call=call, max_batches=max_batches), scale)
 
 
 def _is_module(source: Any) -> bool:

@@ -12,6 +12,7 @@ from ..layer import Layer
 from .rule import Rule
 
 LEAST = 2  # evaluations: a single forward may be a try
+MOST = 0.5  # of the steps: so much of a training is not in eval mode on purpose
 RARE = 1 / 3  # of the steps; what happens more often belongs to the training
 
 
@@ -52,6 +53,21 @@ class Mode(Rule):
             )
 
     def of_run(self, history: History) -> Iterator[Finding]:
+        if history.asleep is not None:
+            step, steps = history.asleep
+            yield self.found(
+                history.info.name,
+                # Statistics are frozen on purpose too, for the last steps: that nobody can tell apart.
+                "warning" if steps > MOST * len(history.steps) else "note",
+                "after training the layer did not run in train mode in {steps} of {recorded} recorded steps, while its "
+                "gamma and beta had gradients: unless they were frozen on purpose, model.train() is missing after an "
+                "evaluation. In eval mode nothing is measured or tracked, and dropout is off",
+                "model.train()  # before training goes on after an evaluation; to mean it: bn.freeze(model)",
+                since_step=step,
+                confidence=0.8,
+                steps=steps,
+                recorded=len(history.steps),
+            )
         # Forwards in train mode after one optimizer step and before the next: an evaluation adds its batches to them.
         forwards, steps = history.forwards[1:], history.steps[1:]
         if not (forwards > 0).any():

@@ -44,8 +44,8 @@ class Rule:
         """Judge a layer of a model by what batches measure in it."""
         yield from ()
 
-    def of_modes(self, comparison: Comparison) -> Iterator[Finding]:
-        """Judge the loss of a model in train and in eval mode."""
+    def of_modes(self, comparison: Comparison, rescaled: float | None) -> Iterator[Finding]:
+        """Judge the loss of a model in train and in eval mode, on inputs that may be `Measured.rescaled`."""
         yield from ()
 
     def of_copies(self, copies: Sequence[Layer]) -> Iterator[Finding]:

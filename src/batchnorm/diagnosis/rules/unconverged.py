@@ -62,6 +62,8 @@ class Unconverged(Rule):
         )
 
     def of_run(self, history: History) -> Iterator[Finding]:
+        if history.asleep is not None:
+            return  # what it is given has moved on since, and it normalises without it
         layer = history.layer
         if layer.running_mean is None or layer.running_var is None or history.recent is None:
             return
@@ -77,6 +79,8 @@ class Unconverged(Rule):
     def of_measured(self, layer: Layer, measured: Measured) -> Iterator[Finding]:
         if layer.running_mean is None or layer.running_var is None or layer.settings is None or not measured.batches:
             return
+        if measured.rescaled is not None:
+            return  # that other data measure something else says nothing of the statistics
         yield from self._drifted(
             layer.name,
             *drift(layer.running_mean, layer.running_var, measured.mean, measured.var, layer.settings.eps),

@@ -14,6 +14,18 @@ class Untracked(Rule):
     name = "untracked"
 
     def of_layer(self, layer: Layer) -> Iterator[Finding]:
+        if layer.settings is None and layer.running_var is None:
+            yield self.found(
+                layer.name,
+                "serious",
+                "the checkpoint has gamma and beta of {channels} channels, but no running statistics, as if it were "
+                "saved without buffers: in a model that loads it they are 0 and 1",
+                "torch.save(model.state_dict(), path)  # not the parameters alone; where they are lost, "
+                + RECALIBRATE.partition("  #")[0],
+                confidence=0.8,
+                channels=layer.channels,
+            )
+            return
         if not layer.is_fresh or layer.is_new or (layer.settings and not layer.settings.tracks):
             return
         if layer.has_learned:
