@@ -17,8 +17,9 @@ LEAST = 8  # batches
 DISPERSION = 4.0  # variance of the batch means beside that of batches drawn at random, which is 1
 SPLIT = 0.9  # of the variance of the batch means lies between two clusters; of a normal distribution 0.64 does
 DISTANCE = 0.3  # between the clusters, in standard deviations
-# Variance of the batch means beside that of neighbours, which is 1 of shuffled data; and their standard deviation.
-ORDER, APART, FAR_APART = 1.5, 0.1, 0.5
+# Variance of the batch means beside that of neighbours, which of T shuffled batches is 1 with a standard deviation of
+# 1 / sqrt(T): so many of these above; and the standard deviation of the batch means.
+ORDER, APART, FAR_APART = 4.5, 0.1, 0.5
 REMEDY = (
     "loader = torch.utils.data.DataLoader(dataset, batch_size, shuffle=True)  # each batch of all populations; or a "
     "batch-norm layer for each"
@@ -122,7 +123,7 @@ class Mixed(Rule):
 def unshuffled(history: History) -> bool:
     """Whether the batches of a run come in an order, as the layer nearest to the data shows: it drifts least itself."""
     order = history.first.order
-    return order is not None and order.ratio > ORDER and order.spread > APART
+    return order is not None and order.ratio > 1 + ORDER / order.steps**0.5 and order.spread > APART
 
 
 def not_random(measured: Measured) -> bool:
