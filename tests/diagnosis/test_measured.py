@@ -293,6 +293,16 @@ def test_uneven_batches_weigh_what_they_hold():
     assert bn.compare_modes(model, uneven, F.cross_entropy).eval_loss == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("look", [bn.diagnose, bn.recalibrate, lambda m, x: bn.compare_modes(m, x, F.cross_entropy)])
+def test_one_tensor_in_place_of_batches(look):
+    model = trained(data())
+    before = everything(model)
+    with pytest.raises(TypeError, match=r"one tensor of shape \[32, 6\].*pass \[x\] for one batch, or x.split"):
+        look(model, data()[0][0])
+    assert everything(model) == before
+    bn.diagnose(model, torch.randn(4, 32, 6))  # batches, stacked
+
+
 def test_what_cannot_be_compared():
     model = trained(data())
     with pytest.raises(ValueError, match="iterator"):

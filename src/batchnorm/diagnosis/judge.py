@@ -209,12 +209,13 @@ def _compare(case: _Case, sources: Sequence[Any]) -> None:
 
 def _run(case: _Case, model: Any, layers: Any, batches: Any, call: Any, loss: Any, max_batches: int | None) -> None:
     """Judge what batches measure in a model."""
-    from ..model.run import unwrapped
+    from ..model.run import explaining_one_tensor, unwrapped
     from .measure import measure
     from .modes import compare_modes
 
     batches = batches if not isinstance(batches, Iterator) else list(islice(batches, max_batches))
-    measured = measure(unwrapped(model), layers, batches, call, loss, max_batches)
+    with explaining_one_tensor(batches):
+        measured = measure(unwrapped(model), layers, batches, call, loss, max_batches)
     scale = next((rescaled(*each) for each in measured if each[1].order == 0), None)
     measured = [(layer, replace(of_layer, rescaled=scale)) for layer, of_layer in measured]
     settled = {layer.name for layer, of_layer in measured if of_layer.batches}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model.run import Call, undisturbed_random_state, unwrapped
+from ..model.run import Call, explaining_one_tensor, undisturbed_random_state, unwrapped
 from ..model.run import call as run_model
 from ..tools.drift import Drift, Recalibration
 from ..tools.population import layers_of, measuring
@@ -91,7 +91,7 @@ def compare_modes(
         with torch.no_grad(), measuring(model, by_batch, by_batch=True):
             return _mean_loss(model, islice(batches, max_batches), loss, call or run_model)
 
-    with undisturbed_random_state(model):
+    with explaining_one_tensor(batches), undisturbed_random_state(model):
         train_loss, seen = mean_loss(layers)
         eval_loss, _ = mean_loss(())
         result = recalibrate(model, batches, call=call, max_batches=max_batches)

@@ -45,6 +45,20 @@ def call(model: Any, batch: Any) -> Any:
 
 
 @contextmanager
+def explaining_one_tensor(batches: Any) -> Iterator[None]:
+    """Around going over batches: what fails as these are one tensor, gone over row by row, says what to pass."""
+    try:
+        yield
+    except (ValueError, RuntimeError, IndexError) as error:
+        if not isinstance(batches, Tensor):
+            raise
+        raise TypeError(
+            f"expected batches, but got one tensor of shape {list(batches.shape)}, of which each row was taken for a "
+            "batch: pass [x] for one batch, or x.split(64)"
+        ) from error
+
+
+@contextmanager
 def undisturbed_random_state(model: nn.Module) -> Iterator[None]:
     """Inside the block random numbers may be drawn; afterwards the state is as it was, on the model's devices too."""
     devices = {tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == "cuda"}

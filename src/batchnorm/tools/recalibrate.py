@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..mixin import BatchNorm, option
 from ..model.find import find, find_or_warn
-from ..model.run import Call, unwrapped
+from ..model.run import Call, explaining_one_tensor, unwrapped
 from ..model.run import call as run_model
 from .drift import Drift, Recalibration, distance
 from .population import Pooled, Ranks, Saved, layers_of, population
@@ -73,6 +73,7 @@ def recalibrate(
 
     Raises:
         ValueError: no batches; an iterator with `exact`; a lazy layer has not seen an input yet.
+        TypeError: one tensor in place of batches, of which a row is no batch.
         RuntimeError: what a layer measured is not finite, or another rank raised.
 
     Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", 3: precise statistics.
@@ -117,7 +118,8 @@ def update_statistics(
     try:
         while passes < (len(layers) if exact else 1):
             passes += 1
-            pools = population(model, layers, batches, call or run_model, max_batches, not exact, ranks)
+            with explaining_one_tensor(batches):
+                pools = population(model, layers, batches, call or run_model, max_batches, not exact, ranks)
             moved = [change.apply(pools[change.name]) for change in changes]
             # Every layer is written before any is judged: all ranks judge the same, and go over the batches as often.
             if not any(moved):
