@@ -72,11 +72,13 @@ def diagnose(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=0.99), nn.ReLU())
-        >>> for finding in bn.diagnose(model):
+        >>> findings = bn.diagnose(model)
+        >>> for finding in findings:
         ...     print(finding.severity, finding.rule, finding.layer, finding.remedy)
         serious momentum 1 model.get_submodule('1').momentum = 0.01
         note bias 1 model.get_submodule('0').bias = None  # before training
-        >>> findings.judged.layers, len(findings.judged.rules)
+        >>> findings.judged.layers, findings.judged.batches, findings.judged.missed[0]
+        (1, None, 'eval-gap needs batches with loss=')
     """
     with np.errstate(all="ignore"):  # what is not finite is data here
         case = _Case()
