@@ -149,6 +149,12 @@ def other_preprocessing(seed: int) -> Planted:
     yield from judged(training, "batches")
 
 
+def values_up_to_255(seed: int) -> Planted:
+    training = Training(seed)
+    training.change = lambda k, x: x * 255
+    yield from judged(training, "batches")
+
+
 def nan_batch(seed: int) -> Planted:
     def change(k: int, x: Tensor) -> Tensor:
         return x if k != 60 else torch.where(torch.arange(len(x)).view(-1, *[1] * (x.dim() - 1)) == 0, math.nan, x)
@@ -221,6 +227,40 @@ def accumulation(seed: int) -> Planted:
 def small_batches(seed: int) -> Planted:
     # Of the MLP: with its many positions the CNN has enough values at any size.
     yield from judged(Training(seed, model="mlp", batch=4), "run", "batches")
+
+
+def batches_of_two_images(seed: int) -> Planted:
+    yield from judged(Training(seed, model="cnn", batch=2), "run", "batches")
+
+
+class Sorted(Training):
+    """Epoch after epoch in the order of the labels."""
+
+    def draw(self, k: int) -> tuple[Tensor, Tensor]:
+        order = self.data.y_train.argsort(stable=True)
+        begin = k * self.size % (len(order) // self.size * self.size)
+        rows = order[begin : begin + self.size]
+        return self.change(k, self.data.x_train[rows]), self.data.y_train[rows]
+
+
+def sorted_labels(seed: int) -> Planted:
+    # Of the MLP: what a convolution measures hardly tells digits apart.
+    yield from judged(Sorted(seed, model="mlp"), "run", "batches")
+
+
+def train_mode_forgotten(seed: int) -> Planted:
+    done = Counter[int]()
+
+    def step(training: Training, x: Tensor, y: Tensor) -> None:
+        training.step(x, y)
+        done[0] += 1
+        if done[0] == STEPS // 3:  # an evaluation
+            training.model.train = lambda mode=True: training.model  # pyright: ignore[reportAttributeAccessIssue]
+            training.model.eval()
+            for module in training.model.modules():
+                module.training = False
+
+    yield from judged(Training(seed, step=step), "run")
 
 
 def last_batch_of_one(seed: int) -> Planted:
@@ -298,13 +338,17 @@ FAULTS: tuple[tuple[Callable[[int], Planted], tuple[str, ...]], ...] = (
     (momentum_too_small, ("unconverged",)),
     (few_batches_tracked, ("unconverged",)),
     (statistics_of_other_weights, ("unconverged",)),
-    (other_preprocessing, ("unconverged",)),
+    (other_preprocessing, ("preprocessing",)),
+    (values_up_to_255, ("preprocessing",)),
     (nan_batch, ("nonfinite",)),
     (freeze_leak, ("freeze-leak",)),
     (second_forward, ("updates",)),
     (recomputation, ("updates",)),
     (accumulation, ("updates",)),
     (small_batches, ("few-values",)),
+    (batches_of_two_images, ("few-values",)),
+    (sorted_labels, ("mixed-populations",)),
+    (train_mode_forgotten, ("mode",)),
     (last_batch_of_one, ("few-values",)),
     (keras_momentum, ("momentum",)),
     (momentum_zero, ("momentum",)),

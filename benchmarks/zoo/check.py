@@ -48,7 +48,7 @@ def _or_wrong(row: dict[str, Any], what: str, make: Callable[[], Any]) -> Any:
 
 def _serious(model: nn.Module) -> int:
     with torch.random.fork_rng():
-        return sum(finding.severity == "serious" for finding in bn.diagnose(copy.deepcopy(model)))
+        return len(bn.diagnose(copy.deepcopy(model)).serious)
 
 
 def _summed_up(model: nn.Module) -> int | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .nn import Renorm as Renorm
     from .nn import SyncBatchNorm as SyncBatchNorm
     from .runs import open_run as open_run
+    from .tools.accumulate import accumulate as accumulate
     from .tools.adapt import adapt as adapt
     from .tools.fold import fold as fold
     from .tools.freeze import freeze as freeze
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from .tools.porting import port as port
     from .tools.recalibrate import recalibrate as recalibrate
     from .tools.replace import convert_to as convert_to
-    from .tools.update import accumulate as accumulate
     from .tools.update import no_update as no_update
     from .view import report as report
     from .watch import watch as watch
@@ -60,6 +60,7 @@ _HOME = {
     "Renorm": ".nn",
     "SyncBatchNorm": ".nn",
     "open_run": ".runs",
+    "accumulate": ".tools.accumulate",
     "adapt": ".tools.adapt",
     "fold": ".tools.fold",
     "freeze": ".tools.freeze",
@@ -70,7 +71,6 @@ _HOME = {
     "port": ".tools.porting",
     "recalibrate": ".tools.recalibrate",
     "convert_to": ".tools.replace",
-    "accumulate": ".tools.update",
     "no_update": ".tools.update",
     "report": ".view",
     "watch": ".watch",

@@ -154,6 +154,15 @@ def lonely_values(x: Tensor, layer: str | None = None, virtual_batch: int = 0) -
     )
 
 
+def lonely_block(layer: str) -> LonelyValues:
+    """What to raise where all that a layer saw in an `accumulate` block is one value a channel."""
+    return LonelyValues(
+        f"{layer}: Expected more than 1 value per channel in an accumulate block, but it saw one in all, which has no "
+        "variance; nothing was tracked. Leave out what is left over of the data, or build the layer with "
+        'singleton="running"'
+    )
+
+
 def has_lonely_values(x: Tensor, virtual_batch: int) -> bool:
     """Whether a channel of x, or of one of its virtual batches, has one value alone."""
     items = min(x.size(0), virtual_batch or x.size(0))  # of the smallest: a remainder of one value joins another

@@ -191,13 +191,13 @@ def diagnose(
         list[Path],
         typer.Argument(
             metavar="RUN|CHECKPOINT...",
-            help="Folder of a run, or a .safetensors file or weights_only .pt state_dict. Several: are they the same?",
+            help="Folder of a run, or a .safetensors file or weights_only .pt state_dict. Several: each, and as ranks.",
             show_default=False,
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Find what is wrong with batch normalization; exit status 1 if anything serious is, 2 if nothing could be read."""
+    """Find what is wrong with batch normalization; exit status 1: a serious finding, 2: nothing to judge."""
     from .diagnosis import diagnose as find
     from .diagnosis import terminal
 
@@ -209,7 +209,7 @@ def diagnose(
         print_json(findings.to_dict())
     else:
         terminal.show(findings)
-    raise typer.Exit(1 if findings.serious else 0)
+    raise typer.Exit(1 if findings.serious else 2 if findings.judged.nothing else 0)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -31,7 +32,10 @@ class Mixin(nn.Module):
 
 def plain_class(layer: nn.Module) -> type[nn.Module]:
     """The layer's class but for mixins: what to compare where an exact class matters."""
-    cls = type(layer)
+    return _unmixed(type(layer))
+
+
+def _unmixed(cls: type[nn.Module]) -> type[nn.Module]:
     while "_mixin" in cls.__dict__:
         cls = cls.__dict__["_of"]
     return cls
@@ -39,23 +43,54 @@ def plain_class(layer: nn.Module) -> type[nn.Module]:
 
 def class_of_copies(layer: nn.Module) -> type[nn.Module]:
     """The layer's class but for the mixins that copies do not have."""
-    return _compose(plain_class(layer), tuple(m for m in _mixins(type(layer)) if m._copied))
+    return _in_front(type(layer), _without(_behind(type(layer)), lambda mixin: not mixin._copied))
 
 
 def set_class(layer: nn.Module, cls: type[nn.Module]) -> None:
     """Swap the layer's class for another; mixins stay."""
-    layer.__class__ = _compose(cls, _mixins(type(layer)))
+    _become(layer, _compose(cls, _mixins(_behind(type(layer)))))
 
 
 def mix_in(layer: nn.Module, mixin: type[Mixin]) -> None:
     """Put the mixin in front of the layer's class, unless it is there."""
     if not isinstance(layer, mixin):
-        layer.__class__ = _mixed(mixin, type(layer))
+        _become(layer, _mixed(mixin, _behind(type(layer))))
 
 
 def take_out(layer: nn.Module, mixin: type[Mixin]) -> None:
     """Undo `mix_in`."""
-    layer.__class__ = _compose(plain_class(layer), tuple(m for m in _mixins(type(layer)) if m is not mixin))
+    _become(layer, _without(_behind(type(layer)), lambda each: each is mixin))
+
+
+def _become(layer: nn.Module, behind: type[nn.Module]) -> None:
+    layer.__class__ = _in_front(type(layer), behind)
+
+
+def _without(cls: type[nn.Module], leave_out: Callable[[type[Mixin]], bool]) -> type[nn.Module]:
+    return _compose(_unmixed(cls), tuple(mixin for mixin in _mixins(cls) if not leave_out(mixin)))
+
+
+# torch.nn.utils.parametrize derives a class from the layer's, whatever that is, and takes for granted that it stays the
+# layer's class until the parametrization is removed. So mixins go behind it.
+
+
+def _is_parametrized_class(cls: type[nn.Module]) -> bool:
+    return len(cls.__bases__) == 1 and cls.__name__ == f"Parametrized{cls.__bases__[0].__name__}"
+
+
+def _behind(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class that a parametrization was put in front of; of all others the class itself."""
+    return cls.__bases__[0] if _is_parametrized_class(cls) else cls
+
+
+def _in_front(cls: type[nn.Module], behind: type[nn.Module]) -> type[nn.Module]:
+    """The parametrization of a class put in front of another; where there is none, the other."""
+    if not _is_parametrized_class(cls):
+        return behind
+    if cls.__bases__ == (behind,):
+        return cls
+    members = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, (behind,), members)  # another, for copies of the layer share its class
 
 
 def _mixins(cls: type[nn.Module]) -> tuple[type[Mixin], ...]:
@@ -96,8 +131,8 @@ def original_class(layer: nn.Module) -> type[nn.Module]:
         bases = cls.__bases__
         if "_derived_from" in cls.__dict__:
             cls = cls.__dict__["_derived_from"]
-        elif len(bases) == 1 and cls.__name__ == f"Parametrized{bases[0].__name__}":
-            cls = bases[0]
+        elif _is_parametrized_class(cls):
+            cls = _unmixed(bases[0])
         elif any(base.__name__ == "FSDPModule" for base in bases[:-1]):
             cls = bases[-1]
         else:

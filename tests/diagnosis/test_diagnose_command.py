@@ -73,6 +73,53 @@ def test_several_checkpoints_are_compared(tmp_path):
     assert "ranks-disagree" in said.output
 
 
+def runs(folder):
+    """Three recorded trainings of a layer of the same name: healthy, poisoned for a while, and without a step."""
+    info = layer()
+    poisoned = story(info, 60, seed=1)
+    poisoned["batch_mean"][30:33, 1] = np.nan
+    write_run(folder / "mine", [info], [story(info, 60)])
+    write_run(folder / "nan", [info], [poisoned])
+    write_run(folder / "empty", [info], [story(info, 0)])
+
+
+def test_several_runs_are_judged_one_by_one(tmp_path):
+    runs(tmp_path)
+    mine, poisoned, empty = (tmp_path / name for name in ("mine", "nan", "empty"))
+    assert invoke(mine).exit_code == 0
+    for paths in ((mine, poisoned), (poisoned, mine), (poisoned,), (empty, poisoned)):
+        said = invoke(*paths)
+        assert said.exit_code == 1, said.output
+        assert "serious: nonfinite" in said.output
+    both = bn.diagnose([mine, poisoned])
+    assert both.serious[0].sources == (str(poisoned),)
+    assert both.serious[0].since_step == 30
+    assert f"in bn of {poisoned}, since step 30" in invoke(mine, poisoned).output
+    # Two trainings are no replicas: that they differ is no fault.
+    assert invoke(mine, mine).exit_code == 0
+    write_run(tmp_path / "other", [layer()], [story(layer(), 60, seed=5)])
+    assert invoke(mine, tmp_path / "other").exit_code == 0
+
+
+def test_an_empty_run_is_not_passed(tmp_path):
+    runs(tmp_path)
+    for paths in ((tmp_path / "empty",), (tmp_path / "mine", tmp_path / "empty")):
+        said = invoke(*paths)
+        assert said.exit_code == 2
+        assert "Not judged" in said.output
+        assert "0 recorded steps" in said.output
+    assert json.loads(invoke(tmp_path / "empty", "--json").stdout)["judged"]["nothing"] is True
+
+
+def test_layers_of_other_sizes_are_no_copies(tmp_path):
+    one, other = model(False), nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5))
+    for name, net in (("one", one), ("other", other)):
+        torch.save(net.state_dict(), tmp_path / f"{name}.pt")
+    said = invoke(tmp_path / "one.pt", tmp_path / "other.pt")
+    assert said.exit_code == 0
+    assert "other numbers of channels" in said.output
+
+
 class Trap:
     def __reduce__(self):
         return (open, (Trap.path, "w"))

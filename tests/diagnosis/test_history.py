@@ -173,6 +173,40 @@ def test_odd_runs(tmp_path):
     assert bn.diagnose(write_run(tmp_path / "nan", [info], [values])).serious[0].rule == "nonfinite"
 
 
+@pytest.mark.parametrize(("gradient", "expected"), [(None, "serious"), (1e-6, None), (0.0, None), (0.1, "warning")])
+def test_gamma_that_could_not_move_is_not_frozen(tmp_path, gradient, expected):
+    """A gradient of 1e-6 rounds away beside a gamma of 1."""
+    info = layer()
+    values = story(info, 30)
+    for quantity in ("gamma", "beta"):
+        values[quantity][:] = values[quantity][-1]
+        values[f"{quantity}_grad"][:] = np.nan if gradient is None else gradient
+    path = write_run(
+        tmp_path / "run", [info], [values], without=("gamma_grad", "beta_grad") if gradient is None else ()
+    )
+    found = [finding for finding in bn.diagnose(path) if finding.rule == "freeze-leak"]
+    assert [finding.severity for finding in found] == ([expected] if expected else [])
+
+
+def test_tiny_gradients_of_a_real_training(tmp_path):
+    """Trained before, by a loss of which next to nothing reaches gamma and beta."""
+
+    def prepare(model):
+        nn.init.uniform_(model[1].weight, 0.5, 1.5)
+        nn.init.uniform_(model[1].bias, 0.5, 1.5)
+        with torch.no_grad():
+            model[3].weight.mul_(1e-7)
+        model[3].requires_grad_(False)
+
+    def forward(model, x):
+        return model(x) + x.sum(1, keepdim=True).detach()
+
+    path = record(tmp_path / "run", prepare=prepare, forward=forward)
+    gammas = bn.open_run(path).vectors("1", "gamma")[1]
+    assert (gammas == gammas[0]).all()
+    assert bn.diagnose(path).serious == []
+
+
 def test_an_experiment_is_judged_by_its_main_arm(tmp_path):
     info = layer("bn")
     write_run(tmp_path / "e", arms=["learned"])
@@ -196,3 +230,70 @@ def test_remedies_name_what_there_is(rule):
     source = inspect.getsource(inspect.getmodule(type(rule)))
     for name in re.findall(r"\bbn\.(\w+)", source):
         assert hasattr(bn, name)
+
+
+def sorted_by_sum(k, x):
+    """Of an epoch of 20 batches of sorted data the k-th."""
+    generator = torch.Generator().manual_seed(1)
+    data = torch.randn(20 * SIZE, 6, generator=generator) * 2 + 1
+    return data[data.sum(1).argsort()].view(20, SIZE, 6)[k % 20]
+
+
+def test_unshuffled_data_are_not_taken_for_noise(tmp_path):
+    found = bn.diagnose(record(tmp_path / "sorted", change=sorted_by_sum))
+    assert ("mixed-populations", "warning") in {(finding.rule, finding.severity) for finding in found}
+    assert "few-values" not in {finding.rule for finding in found}
+    turns = torch.randint(20, (STEPS,), generator=torch.Generator().manual_seed(0)).tolist()
+    in_turn = bn.diagnose(record(tmp_path / "in turn", change=lambda k, x: sorted_by_sum(turns[k], x)))
+    assert "which are alike" in next(finding.evidence for finding in in_turn if finding.rule == "few-values")
+
+
+class Images(nn.Module):
+    """Batches of one image have many values a channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return self.bn(self.conv(x)).relu().mean((2, 3)).sum(1)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, True), (2, True), (32, False)])
+def test_a_run_with_few_images_a_batch(tmp_path, size, expected):
+    torch.manual_seed(0)
+    model = Images()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with bn.watch(model, tmp_path / "run", optimizer=optimizer):
+        for _ in range(60):
+            x = torch.randn(size, 1, 8, 8) * torch.rand(size, 1, 1, 1) * 2  # each of its own contrast
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert ("few-values" in {finding.rule for finding in bn.diagnose(tmp_path / "run")}) == expected
+
+
+def test_train_mode_forgotten_after_an_evaluation(tmp_path):
+    def forget(k, model):
+        if k == 26:
+            model.eval()
+
+    found = bn.diagnose(record(tmp_path / "run", after=forget))
+    assert [(finding.rule, finding.severity, finding.since_step) for finding in found] == [("mode", "warning", 27)]
+    assert (found[0].numbers["steps"], found[0].numbers["recorded"]) == (53, 80)
+
+
+def test_freezing_for_the_last_steps_is_a_note_at_most(tmp_path):
+    def finish(k, model):
+        if k == 49:
+            bn.freeze(model)
+
+    (found,) = bn.diagnose(record(tmp_path / "run", after=finish))
+    assert (found.rule, found.severity) == ("mode", "note")
+    assert "unless they were frozen on purpose" in found.evidence
+
+    def freeze_all(k, model):
+        if k == 49:
+            bn.freeze(model, affine=True)
+
+    assert bn.diagnose(record(tmp_path / "all", after=freeze_all)) == []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lookalikes import BatchNormAct2d, FrozenBatchNorm2d
+from public import import_timm
 from torch import nn
 
 import batchnorm as bn
@@ -136,6 +137,76 @@ def test_a_state_dict_needs_no_model(plant, rule):
     assert (found.rule, found.layer) == (rule, "1")
 
 
+def test_a_checkpoint_without_buffers():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn1, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LayerNorm(4)
+
+    parameters = dict(Net().named_parameters())
+    for state in (parameters, {"epoch": 3, "model": parameters}):
+        (found,) = bn.diagnose(state)
+        assert (found.rule, found.severity) == ("untracked", "serious")
+        assert found.layer.endswith("bn1")
+    with pytest.raises(ValueError, match="One of parameters alone lacks them"):
+        bn.diagnose(dict(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).named_parameters()))
+
+
+def constant(layer):
+    nn.init.constant_(layer.weight, 0.7)
+    nn.init.constant_(layer.bias, 0.1)
+
+
+INITIALISATIONS = {
+    "zeros, as the last of a residual block": lambda layer: nn.init.zeros_(layer.weight),
+    "N(1, 0.02), as of generators": lambda layer: nn.init.normal_(layer.weight, 1.0, 0.02),
+    "uniform, as of old torch": lambda layer: nn.init.uniform_(layer.weight),
+    "one number": constant,
+}
+
+
+@pytest.mark.parametrize("init", INITIALISATIONS.values(), ids=list(INITIALISATIONS))
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_fresh_model_is_healthy(init, frozen):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, bias=False))
+    model.append(nn.BatchNorm2d(4))
+    for layer in (model[1], model[3]):
+        init(layer)
+        layer.requires_grad_(not frozen)
+
+    def worst(findings):
+        return {finding.severity for finding in findings}
+
+    assert worst(bn.diagnose(model)) == worst(bn.diagnose(model.state_dict())) == set()
+    batches = [(torch.randn(16, 3, 8, 8) * 3 + 2, torch.zeros(16)) for _ in range(3)]
+    with_loss = bn.diagnose(model, batches, loss=lambda output, _: output.square().mean())
+    assert worst(with_loss) == {"note"}
+    assert {finding.rule for finding in with_loss} == {"unconverged"}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_efficientnet", "mobilenetv3_small_050", "regnety_002"])
+def test_timms_fresh_models_are_healthy(name):
+    """With zero_init_last, timm's default."""
+    model = import_timm().create_model(name, pretrained=False)
+    assert bn.diagnose(model).serious == bn.diagnose(model.state_dict()).serious == []
+
+
+def test_what_was_tracked_or_trained_and_is_as_new_is_shown():
+    model = trained()
+    with torch.no_grad():
+        model[1].bias.zero_()
+    model[1].running_mean.zero_()
+    model[1].running_var.fill_(1)
+    (found,) = bn.diagnose(model)  # the counter says it
+    assert (found.rule, found.severity, found.numbers["updates"]) == ("untracked", "serious", 60)
+    model[1].num_batches_tracked.zero_()
+    assert bn.diagnose(model) == []  # gamma alone says nothing
+    with torch.no_grad():
+        model[1].bias[2] = 0.1
+    (found,) = bn.diagnose(model)
+    assert (found.rule, found.severity) == ("untracked", "serious")
+
+
 def test_leftover_of_the_beginning():
     # After 5 batches 0.9^5 = 59 % of the initial values are left, after 60 less than 0.2 %.
     (found,) = bn.diagnose(trained(batches=5))
@@ -210,7 +281,63 @@ def test_findings_print_worst_first_and_keep_the_worst_of_a_rule():
     said = str(found)
     assert said.index("nonfinite in 1") < said.index("bias in 1")
     assert '→ bn.recalibrate(model, batches, only="nonfinite")' in said
-    assert str(bn.diagnose(trained())) == "0 findings."
+    assert str(bn.diagnose(trained())).splitlines()[0] == "0 findings."
+
+
+def test_layers_that_share_a_fault_share_a_finding():
+    layers = [nn.BatchNorm1d(4, momentum=0.99 if i < 49 else 0.1) for i in range(50)]
+    model = nn.Sequential(*layers)
+    (found,) = bn.diagnose(model)
+    assert (found.layer, found.layers) == ("0", tuple(map(str, range(49))))
+    assert found.evidence.startswith("49 layers: momentum is 0.99")
+    assert [each.layer for each in found.each] == list(found.layers)
+    assert "in 0, 1, 2, 3 and 45 more\n" in str(bn.diagnose(model))
+    exec(found.remedy, {"model": model})
+    assert [layer.momentum for layer in layers] == [0.01] * 49 + [0.1]
+
+
+def test_layers_with_other_remedies_have_findings_of_their_own():
+    model = nn.Sequential(nn.BatchNorm1d(4, momentum=0.99), nn.BatchNorm1d(4, momentum=0.9), nn.BatchNorm1d(4))
+    assert [finding.layers for finding in bn.diagnose(model)] == [("0",), ("1",)]
+
+
+def test_what_a_checkpoint_does_not_hold_is_assumed():
+    model = trained(eps=100.0)
+    (found,) = bn.diagnose(model)
+    assert (found.assumed, found.severity) == ((), "warning")
+    model[1].running_var.fill_(1e-6)  # beside PyTorch's eps, 1e-5
+    (found,) = bn.diagnose(model.state_dict())
+    assert (found.rule, found.assumed, found.severity) == ("small-variance", ("eps",), "note")
+    assert "eps: assumed, as a checkpoint does not say" in found.evidence
+    (found,) = bn.diagnose(trained(batches=5).state_dict())
+    assert (found.rule, found.assumed) == ("unconverged", ("momentum",))
+    (found,) = bn.diagnose(trained(batches=5))
+    assert found.assumed == ()
+
+
+@pytest.mark.parametrize(("dead", "said"), [(1, "0.1%"), (512, "50%"), (1022, "99.8%"), (1024, "100%")])
+def test_a_share_that_is_not_0_is_not_printed_as_0(dead, said):
+    layer = nn.BatchNorm1d(1024)
+    layer.running_mean += 1
+    layer.weight.data[:dead] = 0
+    (found,) = bn.diagnose(layer)
+    assert found.evidence.startswith(f"{said} of 1024 channels")
+
+
+def test_what_was_judged_and_what_could_not_be():
+    model = trained()
+    of_state, of_model = bn.diagnose(model.state_dict()).judged, bn.diagnose(model).judged
+    assert (of_state.layers, of_state.steps, of_state.batches) == (1, None, None)
+    assert "momentum" not in of_state.rules
+    assert "momentum" in of_model.rules
+    assert any("eps and momentum" in line for line in of_state.missed)
+    assert "eval-gap needs batches with loss=" in of_model.missed
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert "decay" in bn.diagnose(model, optimizer=optimizer).judged.rules
+    batches = list(torch.randn(3, 16, 6))
+    assert bn.diagnose(model, batches).judged.batches == 3
+    bn.freeze(model)
+    assert "what batches measure in 1: frozen" in str(bn.diagnose(model, batches))
 
 
 def test_what_cannot_be_diagnosed():
@@ -237,6 +364,7 @@ def test_a_finding_is_immutable_hashable_and_plain():
     assert {found: 1}[found] == 1
     assert set(found.to_dict()) == {
         "rule", "layer", "severity", "evidence", "since_step", "remedy", "confidence", "numbers",
+        "layers", "sources", "assumed", "each",
     }  # fmt: skip
 
 
@@ -291,7 +419,7 @@ def test_no_class_is_passed_over(make, wrap):
         layer.running_var[0] = torch.nan
 
     def broken(findings):
-        return sorted(found.layer for found in findings if found.rule == "nonfinite")
+        return [name for found in findings if found.rule == "nonfinite" for name in found.layers]
 
     assert broken(bn.diagnose(model.state_dict())) == ["1", "3"]
     assert [name.removeprefix("0.") for name in broken(bn.diagnose(wrap(model)))] == ["1", "3"]

@@ -144,6 +144,66 @@ def test_a_batch_of_one():
         assert sum(finding.rule == "few-values" for finding in found) == expected
 
 
+def test_compare_modes_with_a_last_batch_of_one():
+    """In train mode the last one is normalised by all that was seen: here the mean and variance of all the data."""
+    batches = data(batches=2)
+    model, (x, y) = trained(batches), (torch.cat(each) for each in zip(*batches, strict=True))
+    x, y = x[:33], y[:33]
+    result = bn.compare_modes(model, [(x[:32], y[:32]), (x[32:], y[32:])], F.cross_entropy)
+    linear, norm, *rest = model
+    with torch.no_grad():
+        h = linear(x)
+        last = (h[32:] - h.mean(0)) / (h.var(0, correction=0) + norm.eps).sqrt() * norm.weight + norm.bias
+        z = torch.cat([F.batch_norm(h[:32], None, None, norm.weight, norm.bias, True), last])
+        expected = F.cross_entropy(nn.Sequential(*rest)(z), y).item()
+    assert result.train_loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_batches_of_one_each():
+    """They are no *last* batch of one, and to drop it is no cure."""
+    batches = data()
+    model = trained(batches)
+    x = torch.cat([x for x, _ in batches])[:40]
+    loader = DataLoader(TensorDataset(x, torch.zeros(40, dtype=torch.long)), batch_size=1)
+    (found,) = [f for f in bn.diagnose(model, loader, loss=F.cross_entropy) if f.rule == "few-values"]
+    assert "32 of 32 batches" in found.evidence
+    assert "batch_size=32" in found.remedy
+    assert "drop_last" not in found.remedy
+
+
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_batches_of_few_images(size):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4))
+    for _ in range(60):
+        model(torch.randn(16, 1, 8, 8))
+    found = [f for f in bn.diagnose(model, list(torch.randn(12, size, 1, 8, 8))) if f.rule == "few-values"]
+    assert [finding.numbers["items"] for finding in found] == ([size] if size < 3 else [])
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(255, 0), (0.25, 0.4), (255, 100)])
+def test_other_preprocessing_is_not_blamed_on_the_statistics(scale, shift):
+    batches = data()
+    model = trained(batches)
+    found = bn.diagnose(model, [(x * scale + shift, y) for x, y in batches], loss=F.cross_entropy)
+    (first,) = [finding for finding in found if finding.rule == "preprocessing"]
+    assert first.severity == "serious"
+    assert first.numbers["scale"] == pytest.approx(scale, rel=0.1)
+    assert "unconverged" not in {finding.rule for finding in found}
+    assert not any("recalibrate" in finding.remedy for finding in found)
+
+
+def test_unshuffled_batches():
+    batches = data()
+    x = torch.cat([x for x, _ in batches])
+    y = (x.sum(1) > 6).long()
+    order = x.sum(1).argsort()
+    ordered = list(zip(x[order].split(SIZE), y[order].split(SIZE), strict=True))
+    found = bn.diagnose(trained(batches), ordered)
+    assert ("mixed-populations", "warning") in rules(found)
+    assert "few-values" not in {finding.rule for finding in found}
+
+
 class Checkpointed(nn.Module):
     def __init__(self):
         super().__init__()

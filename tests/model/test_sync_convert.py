@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 
 import pytest
 import ranks
 import torch
 import torch.distributed as dist
+from public import import_timm
 from torch import nn
 
 import batchnorm as bn
@@ -67,6 +69,36 @@ def test_keeps_what_torch_loses(kept):
         net = Net()
         before = Before(net)
         assert KEPT[kept](convert(net), before) is (whose == "ours")
+
+
+@pytest.mark.parametrize("whose", ["torch", "timm"])
+@pytest.mark.parametrize(
+    ("layer", "lost"),
+    [
+        (lambda: bn.BatchNorm2d(3, activation="relu"), "activation=relu"),
+        (lambda: bn.convert(nn.BatchNorm2d(3), nonfinite="skip"), "nonfinite=skip"),
+        (lambda: bn.freeze(nn.BatchNorm2d(3)), "frozen=stats"),
+        (lambda: bn.freeze(bn.BatchNorm2d(3, channel_dim=-1), affine=True), "channel_dim=-1, frozen=stats+affine"),
+    ],
+    ids=["activation", "converted", "frozen", "both"],
+)
+def test_a_conversion_by_others_that_would_lose_something_raises(whose, layer, lost):
+    convert = CONVERSIONS["torch"] if whose == "torch" else import_timm().layers.convert_sync_batchnorm
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), layer())
+    before = state_of(net)
+    with pytest.raises(RuntimeError, match=rf"without {re.escape(lost)}: .* Use bn\.convert\(model, sync=True\)"):
+        convert(net)
+    assert state_of(net) == before
+    assert [name for name, _ in net[1].named_children()] == []  # to anybody else as ever
+
+
+@pytest.mark.parametrize(
+    "layer", [bn.BatchNorm2d, bn.SyncBatchNorm, lambda n: bn.unfreeze(bn.freeze(nn.BatchNorm2d(n)))]
+)
+def test_a_conversion_by_others_that_loses_nothing_goes_on(layer):
+    net = nn.Sequential(layer(3))
+    converted = CONVERSIONS["torch"](net)
+    assert type(converted[0]) is nn.SyncBatchNorm
 
 
 def test_a_subclass_computes_what_it_did():

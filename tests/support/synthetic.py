@@ -74,6 +74,7 @@ def write_run(
     status: str = "finished",
     arms: Sequence[str] = (),
     results: Mapping[str, Any] | None = None,
+    without: Sequence[str] = (),  # quantities that never existed
 ) -> Path:
     """Write a run to disk and return its folder."""
     path.mkdir(parents=True)
@@ -99,8 +100,10 @@ def write_run(
     records["count"], records["forwards"] = 60, 1
     for i, (info, of_layer) in enumerate(zip(layers, values, strict=True)):
         for q, name in enumerate(QUANTITIES):
-            absent = (not info.affine and name.startswith(("gamma", "beta"))) or (
-                not info.tracks and name.startswith("running")
+            absent = (
+                name in without
+                or (not info.affine and name.startswith(("gamma", "beta")))
+                or (not info.tracks and name.startswith("running"))
             )
             records["stats"][:, i, q] = statistics(of_layer[name], absent)
     with Journal(path / STATS) as journal:

@@ -162,7 +162,7 @@ def test_nothing_but_batch_norm_changes(method):
     with torch.no_grad():
         model[6].weight.mul_(20)
     before, kept, gradient = everything(model), state(model), model[3].weight.grad
-    adaptation = bn.adapt(model, torch.randn(3, 20, 2, 2, 2) + 1, method)
+    adaptation = bn.adapt(model, list(torch.randn(3, 20, 2, 2, 2) + 1), method)
     assert model[3].weight.grad is gradient
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, kept[name])}
     statistics = {"running_mean", "running_var", "num_batches_tracked"}
@@ -188,6 +188,17 @@ def test_if_anything_raises_all_is_as_it_was(method, cls):
             bn.adapt(model, [x, wrong], method)
         assert everything(model) == before
         assert_same_state(model, kept)
+
+
+@pytest.mark.parametrize("method", ["statistics", "blend", "entropy"])
+@pytest.mark.parametrize("cls", [nn.BatchNorm1d, bn.BatchNorm1d])
+def test_a_last_batch_of_one(cls, method):
+    model, x = nn.Sequential(cls(4), nn.Linear(4, 3)).eval(), torch.randn(21, 4) * 2 + 5
+    before = model[0].running_mean.clone()
+    adaptation = bn.adapt(model, x.split(10), method, prior=21.0)
+    assert len(adaptation.entropy) == (3 if method == "entropy" else 0)
+    expected = x.double().mean(0)
+    assert_close(model[0].running_mean, (expected + before) / 2 if method == "blend" else expected, scale=10.0)
 
 
 def test_what_cannot_be_asked_for():

@@ -10,6 +10,7 @@ from lookalikes import FrozenBatchNorm2d
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
 
 import batchnorm as bn
 from batchnorm.mixin import plain_class, set_class
@@ -333,6 +334,87 @@ def test_convert_and_revert_before_and_after(first):
     bn.revert(model)
     assert all(plain_class(m) is nn.BatchNorm1d and not m.training for m in layers)
     assert all(type(m) is nn.BatchNorm1d for m in (bn.unfreeze(model).again, model.head[0]))
+
+
+class Positive(nn.Module):
+    """Gamma of one tensor, with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, original):
+        return original.abs() * self.scale
+
+    def right_inverse(self, gamma):
+        return gamma / self.scale.detach()
+
+
+class Normed(nn.Module):
+    """Gamma of two tensors, as torch.nn.utils.parametrizations.weight_norm has it."""
+
+    def forward(self, size, direction):
+        return size * direction
+
+    def right_inverse(self, gamma):
+        return gamma.norm(), gamma / gamma.norm()
+
+
+ORDERS = ["freeze parametrize unfreeze remove", "freeze parametrize remove unfreeze"]
+ORDERS += ["parametrize freeze unfreeze remove", "parametrize freeze remove unfreeze"]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("kind", [Positive, Normed])
+@pytest.mark.parametrize("cls", [nn.BatchNorm2d, bn.BatchNorm2d, Mine])
+def test_freezing_and_parametrizations_in_any_order(cls, kind, affine, order):
+    layer = seen_some_data(cls(3), SHAPES[2])
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 2)
+    x, gamma = torch.randn(4, 3, 2, 2), layer.weight.detach().clone()
+    expected, kept = copy.deepcopy(layer).eval()(x), copy.deepcopy(layer.state_dict())
+    steps = {
+        "freeze": lambda: bn.freeze(layer, affine=affine),
+        "unfreeze": lambda: bn.unfreeze(layer),
+        "parametrize": lambda: parametrize.register_parametrization(layer, "weight", kind()),
+        "remove": lambda: parametrize.remove_parametrizations(layer, "weight"),
+    }
+    frozen = False
+    for step in order.split():
+        steps[step]()
+        frozen = frozen != (step in ("freeze", "unfreeze"))
+        assert (layer.train().training, "frozen=" in repr(layer)) == (not frozen, frozen)
+        if frozen:
+            torch.testing.assert_close(layer(x), expected)
+            torch.testing.assert_close(copy.deepcopy(layer)(x), expected)
+            if step == "freeze" and affine:
+                assert not any(p.requires_grad for p in layer.parameters())
+    assert type(layer) is cls
+    assert {name for name, p in layer.named_parameters() if p.requires_grad} == {"weight", "bias"}
+    torch.testing.assert_close(layer.weight.detach(), gamma)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(getattr(layer, name), kept[name])
+
+
+def test_what_is_no_parameter_any_more_is_said_in_the_summary():
+    """Of several tensors that require no gradient torch makes a buffer, as in FrozenBatchNorm."""
+    layer = bn.freeze(nn.BatchNorm2d(3), affine=True)
+    assert "nothing; frozen: gamma, beta, statistics" in str(bn.summary(layer))
+    parametrize.register_parametrization(layer, "weight", Normed())
+    parametrize.remove_parametrizations(layer, "weight")
+    assert "nothing; frozen: gamma (a buffer), beta, statistics" in str(bn.summary(layer))
+    assert "gamma, beta  " in str(bn.summary(bn.unfreeze(layer)))
+
+
+def test_a_copy_is_frozen_by_itself():
+    """Copies of a parametrized layer share the class that torch made for it."""
+    layer = nn.BatchNorm1d(3)
+    parametrize.register_parametrization(layer, "weight", Positive())
+    copied = copy.deepcopy(layer)
+    bn.freeze(copied)
+    assert (layer.training, copied.training) == (True, False)
+    assert "frozen" not in repr(layer)
 
 
 def test_a_model_without_batch_norm_is_left_alone_and_named():

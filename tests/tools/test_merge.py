@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from compare import assert_close
@@ -96,7 +97,8 @@ def test_dtypes_and_other_layers_that_track():
     model = nn.Sequential(nn.BatchNorm1d(3).to(torch.bfloat16), nn.InstanceNorm1d(3, track_running_stats=True))
     merged = bn.merge_statistics([model, model, nn.Sequential(*copy.deepcopy(model))])
     assert {n: v.dtype for n, v in merged.items()} == {n: b.dtype for n, b in model.named_buffers()}
-    assert bn.merge_statistics([nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(2, 2)]) == {}
+    with pytest.warns(UserWarning, match="no statistics to merge"):
+        assert bn.merge_statistics([nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(2, 2)]) == {}
 
 
 def test_what_cannot_be_merged():
@@ -146,7 +148,9 @@ def test_every_kind_of_entry_is_averaged_as_what_it_is(weights):
         bn.recalibrate(model, [torch.randn(30, 3) + i] * (5 - i), call=lambda model, batch: model.norm(batch))
         model.seen.fill_(i == 2)
     before = [snapshot(model) for model in models]
-    averaged = bn.average(models, weights)
+    said = r"the models differ: seen \(torch.bool\), _extra_state \(dict\)$"
+    with pytest.warns(UserWarning, match=said):  # "positions" are the same in all
+        averaged = bn.average(models, weights)
     assert_unchanged_but_extra = [{k: v for k, v in s.items() if k != "_extra_state"} for s in before]
     for model, state in zip(models, assert_unchanged_but_extra, strict=True):
         assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
@@ -170,6 +174,48 @@ def test_every_kind_of_entry_is_averaged_as_what_it_is(weights):
     assert list(averaged) == list(target.state_dict())
     averaged["positions"].zero_()
     assert models[2].positions.any()  # nothing is shared with the models
+
+
+def arrays(model, of=lambda array: array):
+    """A state as Flower and others send it: arrays, of which some are read-only, strided or scalars."""
+    return {name: of(value.numpy().copy()) for name, value in model.state_dict().items()}
+
+
+def scalars(array):
+    return array[()] if array.ndim == 0 else array
+
+
+def strided(array):
+    return np.repeat(array[None], 2, 0)[::-1][0] if array.ndim else array
+
+
+def foreign(array):
+    return array.astype(array.dtype.newbyteorder(">"))
+
+
+@pytest.mark.parametrize("of", [lambda a: a, scalars, strided, foreign], ids=["plain", "scalars", "strided", "foreign"])
+def test_numpys_arrays_are_averaged_and_merged_as_tensors_are(of):
+    models = [deep() for _ in range(3)]
+    for i, model in enumerate(models):
+        model(torch.randn(20, 4) + i)
+        model[0].weight.data += i
+    states = [arrays(model, of) for model in models]
+    before = copy.deepcopy(states)
+    for function, given in ((bn.average, [3, 0, 1]), (bn.merge_statistics, [20, 40, 60])):
+        expected, found = function(models, given), function(states, given)
+        assert list(found) == list(expected)
+        for name, value in found.items():
+            assert (type(value), value.dtype) == (type(states[0][name]), states[0][name].dtype)
+            assert np.array_equal(value, expected[name].numpy())
+    assert all(np.array_equal(s[name], b[name]) for s, b in zip(states, before, strict=True) for name in s)
+    mixed = bn.average([models[0], *states[1:]])
+    assert all(torch.equal(value, mixed[name]) for name, value in bn.average(models).items())
+
+
+def test_arrays_without_names_say_how_to_name_them():
+    for function in (bn.average, bn.merge_statistics):
+        with pytest.raises(TypeError, match=r"got list; .* dict\(zip\(model.state_dict\(\), arrays\)\)"):
+            function([list(arrays(deep()).values())] * 2)
 
 
 def test_what_cannot_be_averaged():

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from public import import_timm
 from torch import nn
 
 import batchnorm as bn
 
 
 class Scale(nn.Module):
-    """A normalization of one's own, with its parameters in a child."""
+    """A module of one's own, with parameters in a child too."""
 
     def __init__(self):
         super().__init__()
@@ -42,9 +43,8 @@ class Net(nn.Module):
 
 
 DECAYS = [
-    *("temperature", "unbiased", "queries.0", "embedding.weight", "linear.weight"),
-    *("lstm.weight_ih_l0", "lstm.weight_hh_l0", "attention.in_proj_weight", "attention.out_proj.weight"),
-    *("scale.scale", "scale.inner.weight"),
+    *("embedding.weight", "linear.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0"),
+    *("attention.in_proj_weight", "attention.out_proj.weight", "scale.inner.weight"),
 ]
 
 
@@ -52,7 +52,7 @@ DECAYS = [
     ("spared", "also"),
     [
         ((), []),
-        ((Scale,), ["scale.scale", "scale.inner.weight"]),
+        ((Scale,), ["scale.inner.weight"]),
         ((nn.Embedding, nn.LSTM), ["embedding.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0"]),
     ],
 )
@@ -62,6 +62,34 @@ def test_weights_decay_and_gamma_beta_and_biases_do_not(spared, also):
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert {names[p] for p in decay["params"]} == set(DECAYS) - set(also)
     assert (decay["weight_decay"], no_decay["weight_decay"]) == (0.1, 0.0)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "cait_xxs24_224", "xcit_nano_12_p16_224"])
+def test_of_public_models_the_same_decays_as_with_timm(name):
+    """LayerScale's gamma, lambda_1, temperatures and the like are of one dimension; xcit's temperature has three."""
+    model = import_timm().create_model(name)
+    from timm.optim import param_groups_weight_decay
+
+    theirs = param_groups_weight_decay(model, 0.1)
+    decaying = {id(p) for group in theirs if group["weight_decay"] for p in group["params"]}
+    assert {id(p) for p in bn.param_groups(model, 0.1)[0]["params"]} == decaying
+
+
+class FullyShardedDataParallel(nn.Module):
+    """What FSDP1 shows of a model: parameters of any shape flattened to one dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.linear = nn.Linear(4, 4)
+        self.linear.weight = nn.Parameter(self.linear.weight.detach().flatten())
+
+
+def test_a_dimension_says_nothing_of_what_was_flattened_or_is_not_known_yet():
+    flat = nn.Sequential(FullyShardedDataParallel())
+    assert bn.param_groups(flat, 0.1)[0]["params"] == [flat[0].linear.weight]
+    lazy = nn.LazyLinear(3)
+    assert bn.param_groups(lazy, 0.1)[0]["params"] == [lazy.weight]
 
 
 def test_nothing_is_lost_or_doubled_and_the_order_is_that_of_the_model():

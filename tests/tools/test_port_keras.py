@@ -113,24 +113,62 @@ def test_channels_can_go_to_where_pytorch_has_them(keras):
     assert bn.port.to_keras(ours, axis=-1).config["axis"] == -1
 
 
-def test_files_and_models_within_models(keras, tmp_path):
-    model = keras.Sequential(
-        [
-            keras.layers.Input((4, 4, 3)),
-            keras.layers.Conv2D(5, 2, name="conv"),
-            keras.layers.BatchNormalization(name="norm"),
-            keras.Sequential([keras.layers.BatchNormalization(center=False, axis=1, name="norm")], name="inner"),
-        ]
-    )
-    model(torch.randn(3, 4, 4, 3), training=True)
-    for source in (model, str(tmp_path / "model.keras"), tmp_path / "model.h5"):
-        if source is not model:
-            model.save(source)
-        layers = bn.port.from_keras_model(source)
-        assert list(layers) == ["norm", "inner/norm"]
-        for layer, original in zip(layers.values(), (model.layers[1], model.layers[2].layers[0]), strict=True):
-            assert np.array_equal(layer.running_var, original.moving_variance.numpy())
-        assert (layers["norm"].channel_dim, layers["inner/norm"].bias) == (-1, None)
+ONES = {"moving_mean": [0.0, 1.0], "moving_variance": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"eps": 1e-5}, "no argument 'eps'; Keras calls it epsilon"),
+        ({"decay": 0.9}, "no argument 'decay'; Keras calls it momentum"),
+        ({"momentun": 0.9}, "no argument 'momentun'; is momentum meant"),
+        ({"foo": 1}, "no argument 'foo'; it has axis, momentum, epsilon"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_is_none_raises(config, said):
+    with pytest.raises(TypeError, match=said):
+        bn.port.from_keras(ONES, ndim=2, **config)
+
+
+def test_what_of_a_config_cannot_be_taken_over_is_said():
+    for axis in (np.int64(1), [1], (1,)):
+        assert bn.port.from_keras(ONES, ndim=4, axis=axis).channel_dim == 1
+    with pytest.raises(ValueError, match=r"axis=\[1, 3\]: .* PyTorch's layers have one dimension of channels"):
+        bn.port.from_keras({"config": {"axis": [1, 3]}, "weights": ONES}, ndim=4)
+    for config, said in (
+        ({"eps": 1e-5}, "passed over: eps"),
+        (
+            {"gamma_regularizer": {"class_name": "L2"}, "beta_constraint": None},
+            "not the layer's .*: gamma_regularizer$",
+        ),
+    ):
+        with pytest.warns(UserWarning, match=said) as warned:
+            layer = bn.port.from_keras({"config": config, "weights": ONES}, ndim=2)
+        assert layer.eps == 1e-3
+        assert warned[0].filename == __file__
+
+
+def virtual(x, mean, variance, size):
+    """One step by TensorFlow's source: batches cut in order, the running statistics after the mean of the parts'."""
+    parts = x.view(-1, size, x.size(1))
+    means, variances = parts.mean(1, keepdim=True), parts.var(1, correction=0, keepdim=True)
+    y = ((parts - means) / (variances + 1e-3).sqrt()).view_as(x)
+    return y, 0.99 * mean + 0.01 * means.mean((0, 1)), 0.99 * variance + 0.01 * variances.mean((0, 1))
+
+
+def test_tensorflows_virtual_batches_are_kept():
+    with pytest.warns(UserWarning, match="virtual_batch_size=4 is taken over, but the running variance"):
+        layer = bn.port.from_keras({"config": {"virtual_batch_size": 4}, "weights": [torch.ones(2)] * 4}, ndim=2)
+    layer = layer.double()
+    layer.bias.data.zero_()
+    x = torch.randn(12, 2, dtype=torch.float64) * 3
+    y, mean, variance = virtual(x, 1.0, 1.0, 4)
+    assert_close(layer(x), y, ulps=64)
+    assert_close(layer.running_mean, mean, ulps=64)
+    whole = 0.99 + 0.01 * x.var(0, correction=0)  # ours follows the union, as was said
+    assert_close(layer.running_var, whole, ulps=64)
+    assert (layer.running_var - variance).abs().max() > 1e-3
 
 
 LIMITS = {"rmax": 1.5, "rmin": 1 / 1.5, "dmax": 0.5}

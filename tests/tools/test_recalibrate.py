@@ -11,6 +11,7 @@ from leftovers import everything
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
+from torch.utils.data import TensorDataset
 
 import batchnorm as bn
 
@@ -69,12 +70,37 @@ def assert_population(layer, x, scale=1.0):
     ],
 )
 def test_statistics_are_those_of_all_the_data_however_it_is_cut(cls, shape, mean, sizes):
-    if sizes and sizes[0] == 1 and len(shape) == 2:
-        sizes = sizes[1:]  # one value alone raises, as in training
     x = torch.randn(shape) + mean
     layer = cls(3)
     bn.recalibrate(layer, cut(x, *sizes))
     assert_population(layer, x, scale=2.0)
+
+
+@pytest.mark.parametrize("cls", [*BOTH, Mine, nn.SyncBatchNorm])
+def test_one_value_alone_is_normalised_by_all_that_was_seen(cls):
+    """By the formula, in float64: what the second layer is given, of a last batch of one value a channel."""
+    model = nn.Sequential(cls(3), cls(3)).double()
+    model[0].running_mean.fill_(torch.nan)  # nothing depends on what was tracked
+    x = torch.randn(21, 3, dtype=torch.float64) * 3 + 5
+    twice = 2 if cls is Mine else 1
+    bn.recalibrate(model, x.split(10))
+    by_batch = [(part - part.mean(0)) / (part.var(0, correction=0) + 1e-5).sqrt() for part in x[:20].split(10)]
+    last = (x[20:] - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()
+    assert_population(model[0], x, scale=x.var(0).max().item())
+    assert_population(model[1], torch.cat([*by_batch, last]) * twice, scale=4.0)
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_one_value_at_a_time_is_a_population_as_any(cls):
+    model, x = nn.Sequential(cls(3), nn.ReLU(), cls(3)), torch.randn(ROWS, 3) * 3 + 5
+    model[0].running_mean.fill_(torch.nan)
+    bn.recalibrate(model, x.split(1))
+    assert_population(model[0], x, scale=x.var(0).max().item())
+    whole = nn.Sequential(cls(3), nn.ReLU(), cls(3))
+    bn.recalibrate(whole, [x])
+    # The first few are normalised by the few seen so far: a shift of some percent is what it costs the second layer.
+    assert (model[2].running_var / whole[2].running_var - 1).abs().max() < 0.2
+    assert all(layer.num_batches_tracked == ROWS for layer in norms(model))
 
 
 def test_the_momentum_the_mode_and_what_was_tracked_before_do_not_matter():
@@ -115,7 +141,7 @@ def test_a_shared_layer_measures_all_its_calls():
 @pytest.mark.parametrize("cls", BOTH)
 def test_one_pass_measures_with_earlier_layers_as_in_training_and_dropout_off(cls):
     """Cumulative averages of equal batches in train mode see the same means; torch's own forward is the peer."""
-    model, batches = deep(cls), torch.randn(4, 50, 4, dtype=torch.float64)
+    model, batches = deep(cls), list(torch.randn(4, 50, 4, dtype=torch.float64))
     peer = copy.deepcopy(model).train()
     for module in peer.modules():
         if isinstance(module, nn.Dropout):
@@ -224,6 +250,20 @@ def test_what_cannot_be_asked_for():
     assert caught[0].filename == __file__
 
 
+@pytest.mark.parametrize("tool", ["recalibrate", "adapt", "compare_modes", "diagnose"])
+def test_one_batch_in_place_of_batches_says_what_to_pass(tool):
+    model, given = nn.Sequential(nn.BatchNorm1d(4)), {"loss": lambda y, x: y.mean()} if tool == "compare_modes" else {}
+    before = statistics(model)
+    for x in (torch.randn(8, 4), torch.randn(4, 4, 5), torch.randn(8, 4).numpy()):  # of the second each row fits too
+        with pytest.raises(TypeError, match=r"one (Tensor|ndarray) of \((8, 4|4, 4, 5)\): pass \[x\] if .* x\.split"):
+            getattr(bn, tool)(model, x, **given)
+    with pytest.raises(TypeError, match=r"one dict with 'input', 'mask': pass \[batch\]"):
+        getattr(bn, tool)(model, {"input": torch.randn(8, 4), "mask": None}, **given)
+    with pytest.raises(TypeError, match=r"a TensorDataset, whose items are samples: pass DataLoader\(dataset"):
+        getattr(bn, tool)(model, TensorDataset(torch.randn(8, 4, 4)), **given)
+    assert_same(model, before)
+
+
 # What stays as it was
 
 
@@ -238,7 +278,7 @@ def test_nothing_else_is_changed(cls, exact):
     model[5].register_forward_hook(lambda layer, *_: seen.append(layer.training))
     bn.freeze(model[9], stats=False, affine=True)
     before, measured = everything(model), [getattr(layer, "measured", None) for layer in norms(model)]
-    bn.recalibrate(model, torch.randn(2, 8, 4), exact=exact)
+    bn.recalibrate(model, list(torch.randn(2, 8, 4)), exact=exact)
     assert everything(model) == before
     assert [getattr(layer, "measured", None) for layer in norms(model)] == measured
     assert not any(seen)  # what watches a layer in training sees no step
@@ -381,8 +421,7 @@ def recalibrate_on_a_rank(rank, exact):
     mine = x.split(PARTS)[rank]
     model = deep()
     model[1].running_mean.fill_(float(rank))  # ranks that disagree before
-    batches = [part for part in mine.split(4) if len(part) > (0 if exact else 1)]
-    bn.recalibrate(model, batches, exact=exact)
+    bn.recalibrate(model, [part for part in mine.split(4) if len(part)], exact=exact)
     apart = nn.BatchNorm1d(4)
     if rank == 0:
         bn.recalibrate(apart, [mine.float()], sync=False)  # one rank by itself, and nobody waits
@@ -400,13 +439,14 @@ def recalibrate_on_a_rank(rank, exact):
 def test_ranks_with_uneven_batches_have_one_result_and_fail_together(exact):
     found = ranks.run(recalibrate_on_a_rank, 4, exact)
     x = torch.randn(sum(PARTS), 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    batches = [b for part in x.split(PARTS) for b in part.split(4) if len(b) > (0 if exact else 1)]
+    batches = [b for part in x.split(PARTS) for b in part.split(4) if len(b)]
     alone = deep()
     bn.recalibrate(alone, batches, exact=exact)
     for states, error in found:
         for name, buffer in states.items():
             assert torch.equal(buffer, found[0][0][name])  # the same bits
-            assert_close(buffer.double(), statistics(alone)[name].double(), ulps=256)
+            if exact or name.startswith("1."):  # the rank with one value has seen no others to normalise it by
+                assert_close(buffer.double(), statistics(alone)[name].double(), ulps=256)
         assert "mat1 and mat2" in error
     assert sum("rank 2 could not measure" in error for _, error in found) == 3
 
@@ -418,7 +458,7 @@ def synchronized_on_a_rank(rank):
 
 
 def step_batches():
-    return torch.randn(4, 10, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return list(torch.randn(4, 10, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64))
 
 
 def test_synchronized_layers_count_each_rank_once():
@@ -452,7 +492,7 @@ def test_update_bn_ignores_the_variance_between_batches():
     ours, theirs = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
     update_bn(batches, theirs)
     assert theirs.running_var.item() < 1e-6
-    bn.recalibrate(ours, batches)
+    bn.recalibrate(ours, list(batches))
     assert_population(ours, batches.flatten(0, 1), scale=10.0)
 
 
@@ -461,7 +501,7 @@ def test_update_bn_weights_a_short_batch_like_a_long_one():
     ours, theirs = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
     update_bn(batches, theirs)
     assert 49 < theirs.running_mean.item() < 51
-    bn.recalibrate(ours, batches)
+    bn.recalibrate(ours, list(batches))
     assert_population(ours, torch.cat(batches), scale=100.0)
     assert 0.1 < ours.running_mean.item() < 0.3
 
@@ -487,7 +527,7 @@ def test_update_bn_leaves_a_broken_model_if_it_raises():
     assert theirs.training
     before, kept = everything(ours), statistics(ours)
     with pytest.raises(RuntimeError):
-        bn.recalibrate(ours, batches)
+        bn.recalibrate(ours, list(batches))
     assert (everything(ours), ours[0].momentum) == (before, 0.1)
     assert_same(ours, kept)
 
@@ -517,5 +557,5 @@ def test_the_formula_of_fvcore_loses_a_small_variance_beside_a_large_mean():
     theirs = of_squares - means.mean(0).square()
     assert not 0.005 < theirs.item() < 0.02  # 0.01 is right; where it is negative, eval gives NaN
     ours = nn.BatchNorm1d(1)
-    bn.recalibrate(ours, batches)
+    bn.recalibrate(ours, list(batches))
     assert_population(ours, batches.flatten(0, 1), scale=0.01)

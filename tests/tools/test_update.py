@@ -107,6 +107,55 @@ def test_blocks_nest_and_end_when_something_raises():
     assert attributes(model) == before
 
 
+@pytest.mark.parametrize("closed_first", [0, 1])
+def test_overlapping_blocks_end_with_the_last(closed_first):
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False), bn.BatchNorm1d(3))
+    before, looks = state(model), attributes(model)
+    blocks = [bn.no_update(model), bn.no_update(model[:2])]
+    for block in blocks:
+        block.__enter__()
+    blocks[closed_first].__exit__(None, None, None)
+    model[:2](torch.randn(SHAPES[1]))
+    assert_same_state(model, before)
+    blocks[1 - closed_first].__exit__(None, None, None)
+    assert attributes(model) == looks
+    model(torch.randn(SHAPES[1]))
+    assert [layer.num_batches_tracked for layer in model] == [1, None, 1]
+
+
+def test_blocks_of_several_threads_overlap():
+    layer = nn.BatchNorm1d(3)
+    opened, closed = threading.Barrier(2), threading.Event()
+
+    def first():
+        with bn.no_update(layer):
+            opened.wait()
+        closed.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    with bn.no_update(layer):
+        opened.wait()
+        closed.wait()
+        layer(torch.randn(SHAPES[1]))
+    thread.join()
+    assert (layer.num_batches_tracked, layer.track_running_stats) == (0, True)
+
+
+def test_a_block_that_pools_outlives_one_without_updates():
+    layer, batches = nn.BatchNorm1d(3), [torch.randn(SHAPES[1]) for _ in range(2)]
+    exact = tracked_at_once(layer, batches)
+    without, pooled = bn.no_update(layer), bn.accumulate(layer)
+    without.__enter__()
+    pooled.__enter__()
+    layer(batches[0] + 9)
+    without.__exit__(None, None, None)
+    for x in batches:
+        layer(x)
+    pooled.__exit__(None, None, None)
+    assert_tracked_like(layer, exact, batches)
+
+
 def test_another_threads_model_is_updated_meanwhile():
     mine, theirs = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     with bn.no_update(mine):
@@ -215,6 +264,45 @@ def test_micro_batches_are_tracked_as_the_one_batch_they_are_together(cls, shape
         assert torch.equal(y, plain(x))  # normalised by micro-batch
 
 
+@pytest.mark.parametrize("cls", [*BOTH, Mine])
+@pytest.mark.parametrize("rows", [(5, 1), (1, 5), (1, 1, 1)], ids=str)
+def test_a_micro_batch_of_one_counts_and_is_normalised_by_the_pool(cls, rows):
+    """By the formula, in float64: by all pooled so far, itself included; the very first by the running statistics."""
+    layer = cls(3).double()
+    layer.running_mean.fill_(5.0)
+    batches = [torch.randn(n, 3, dtype=torch.float64) * 2 + 5 for n in rows]
+    exact = tracked_at_once(layer, batches)
+    with bn.accumulate(layer):
+        for i, x in enumerate(batches):
+            seen = torch.cat(batches[: i + 1]) if len(x) == 1 else x
+            mean, var = seen.mean(0), seen.var(0, correction=0)
+            if len(seen) == 1:
+                mean, var = torch.tensor([[5.0], [1.0]], dtype=torch.float64)
+            y = layer(x.requires_grad_())
+            assert_close(y, (x - mean) / (var + 1e-5).sqrt() + (cls is Mine), ulps=64)
+            (gradient,) = torch.autograd.grad(y.sum(), x)
+            if len(x) == 1:  # the others are constants to it
+                assert_close(gradient, (1 / (var + 1e-5).sqrt()).expand(1, 3), ulps=64)
+    assert_tracked_like(layer, exact, batches)
+    assert layer.training
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_one_value_in_all_has_no_variance_to_track(cls):
+    model = nn.Sequential(cls(3), cls(3))
+    before = state(model)
+    with (
+        pytest.raises(ValueError, match=r"^0: Expected more than 1 value .* nothing was tracked"),
+        bn.accumulate(model),
+    ):
+        model(torch.randn(1, 3))
+    assert_same_state(model, before)
+    patient = bn.BatchNorm1d(3, singleton="running")
+    with bn.accumulate(patient):
+        patient(torch.randn(1, 3))
+    assert patient.num_batches_tracked == 0
+
+
 def test_masks_count_in_the_pool():
     layer = bn.BatchNorm1d(3, momentum=1.0)
     x, mask = torch.randn(8, 3, 5) * 3, torch.rand(8, 5) < 0.5
@@ -284,7 +372,7 @@ def test_a_forward_that_failed_is_as_if_it_had_not_been(cls):
     with bn.accumulate(layer):
         layer(batches[0])
         with pytest.raises((RuntimeError, ValueError)):
-            layer(torch.randn(1, 3))
+            layer(torch.randn(1, 2))
         layer(batches[1])
     assert_tracked_like(layer, exact, batches)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from .layer import ITSELF, Array, Layer
 
 MARK = "running_var"
+_NAMED = re.compile(r"(?i)(^|[._])(bn|batch_?norm)[0-9a-z]*$")  # bn1, layer.bn, BatchNorm_0
 DEPTH = 3  # how deep in a checkpoint a state_dict may lie: {"model": {...}}
 
 
@@ -45,7 +47,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
             marked = {name.removesuffix(MARK) for name in names if _is_mark(name)}
-            wanted = [name for name in names if name[: len(name) - len(name.rpartition(".")[2])] in marked]
+            wanted = [name for name in names if name[: len(name) - len(name.rpartition(".")[2])] in marked] or names
             return {name: file.get_tensor(name) for name in wanted}
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file: {error}") from None
@@ -73,9 +75,26 @@ def state_layers(state: Any) -> list[Layer]:
         for name in tensors
         if isinstance(name, str) and _is_mark(name)
     ]
+    layers = layers or _without_buffers(state)
     if not layers:
-        raise ValueError("found no batch-norm layer with running statistics: expected a state_dict with ...running_var")
+        raise ValueError(
+            "found no batch-norm layer with running statistics: expected a state_dict with ...running_var. One of "
+            "parameters alone lacks them: save model.state_dict(), which has the buffers"
+        )
     return layers
+
+
+def _without_buffers(state: Any) -> list[Layer]:
+    """Layers that are called batch norms and of which there are gamma and beta alone."""
+    found: list[Layer] = []
+    for prefix, tensors in _dicts(state, "", DEPTH):
+        for name, value in tensors.items():
+            parent, _, last = str(name).rpartition(".")
+            if last == "weight" and _NAMED.search(parent):
+                gamma, beta = to_array(value), to_array(tensors.get(f"{parent}.bias"))
+                if gamma is not None and beta is not None and len(gamma) == len(beta):
+                    found.append(Layer(f"{prefix}.{parent}" if prefix else parent, gamma, beta))
+    return found
 
 
 def _is_mark(name: str) -> bool:
@@ -83,13 +102,22 @@ def _is_mark(name: str) -> bool:
 
 
 def _states(value: Any, prefix: str, depth: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if not isinstance(value, Mapping):
-        return
-    if any(isinstance(name, str) and _is_mark(name) and isinstance(each, Tensor) for name, each in value.items()):
+    """The outermost dicts that have running statistics, with their names."""
+    inside: list[str] = []
+    for name, state in _dicts(value, prefix, depth):
+        if any(name == outer or name.startswith(f"{outer}.") or not outer for outer in inside):
+            continue
+        if any(isinstance(key, str) and _is_mark(key) and isinstance(each, Tensor) for key, each in state.items()):
+            inside.append(name)
+            yield name, state
+
+
+def _dicts(value: Any, prefix: str, depth: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The dict, and those within it, with their names, outermost first."""
+    if isinstance(value, Mapping):
         yield prefix, value
-    elif depth:
-        for name, each in value.items():
-            yield from _states(each, f"{prefix}.{name}" if prefix else str(name), depth - 1)
+        for name, each in value.items() if depth else ():
+            yield from _dicts(each, f"{prefix}.{name}" if prefix else str(name), depth - 1)
 
 
 def _layer(name: str, tensors: Mapping[str, Any], mark: str) -> Layer:

@@ -5,18 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .finding import SEVERITIES, Finding
+from .finding import SEVERITIES, Finding, joined
+from .judged import Judged
 from .terminal import to_text
 
 
 class Findings(list[Finding]):
-    """A list of findings, worst first; of one rule and layer, the worst alone. Printed, it is a table."""
+    """A list of findings, worst first. Printed, it is a report.
 
-    def __init__(self, findings: Iterable[Finding] = ()) -> None:
-        kept: dict[tuple[str, str | None], Finding] = {}
-        for finding in sorted(findings, key=_badness):
-            kept.setdefault((finding.rule, finding.layer), finding)
-        super().__init__(kept.values())
+    Of one rule and layer the worst is kept; layers that share rule, severity and remedy share a finding.
+
+    Attributes:
+        judged: how much was judged, by which rules, and what could not be judged and why.
+    """
+
+    def __init__(self, findings: Iterable[Finding] = (), judged: Judged | None = None) -> None:
+        numbered = list(enumerate(findings))
+        kept: dict[Any, tuple[int, Finding]] = {}
+        for i, finding in sorted(numbered, key=lambda each: _badness(each[1])):
+            kept.setdefault((finding.rule, finding.layer, finding.sources), (i, finding))
+        groups: dict[Any, list[Finding]] = {}
+        for _, finding in sorted(kept.values(), key=lambda each: each[0]):  # in model order
+            cure = finding.cure.code if finding.cure else finding.remedy
+            groups.setdefault((finding.rule, finding.severity, cure), []).append(finding)
+        super().__init__(sorted(map(joined, groups.values()), key=_badness))
+        self.judged = judged or Judged()
 
     @property
     def serious(self) -> list[Finding]:
@@ -24,9 +37,10 @@ class Findings(list[Finding]):
         return [finding for finding in self if finding.severity == "serious"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Count of each severity, and every finding, in JSON's own types."""
+        """Count of each severity, every finding, and what was judged, in JSON's own types."""
         counts = {severity: sum(finding.severity == severity for finding in self) for severity in SEVERITIES}
-        return {**counts, "findings": [finding.to_dict() for finding in self]}
+        found = [finding.to_dict() for finding in self]
+        return {**counts, "findings": found, "judged": self.judged.to_dict()}
 
     def __str__(self) -> str:
         return to_text(self)

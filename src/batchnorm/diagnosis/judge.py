@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -12,11 +13,14 @@ import numpy as np
 
 from ..runs.reader import Run, open_run
 from ..runs.schema import RUN
+from ..view.facts import plural, some
 from .finding import Finding
 from .findings import Findings
 from .history import histories
-from .layer import Layer
+from .judged import judged
+from .layer import USUAL, Layer
 from .rules import SETTLED, judge
+from .rules.preprocessing import rescaled
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +49,7 @@ def diagnose(
     - a model: values, settings, modes, neighbours. It is not run.
     - a model and batches: what they measure. The model is run in train mode, dropout off, and is afterwards as it was,
       also if it raises: buffers, modes, gradients, random state.
-    - a list of any of these, from several ranks: whether they agree.
+    - a list of any of these: each of them and, where they are ranks of one training, whether they agree.
 
     Args:
         source: any of the above.
@@ -57,7 +61,8 @@ def diagnose(
         max_batches: measure so many of the batches; None for all.
 
     Returns:
-        A list of `Finding`, worst first. Printed, it is a report.
+        A list of `Finding`, worst first. Printed, it is a report. Its `judged` says how many layers, steps and batches
+        were judged, by which rules, and what could not be judged.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -67,74 +72,177 @@ def diagnose(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=0.99), nn.ReLU())
-        >>> for finding in bn.diagnose(model):
+        >>> findings = bn.diagnose(model)
+        >>> for finding in findings:
         ...     print(finding.severity, finding.rule, finding.layer, finding.remedy)
         serious momentum 1 model.get_submodule('1').momentum = 0.01
         note bias 1 model.get_submodule('0').bias = None  # before training
+        >>> findings.judged.layers, findings.judged.batches, findings.judged.missed[0]
+        (1, None, 'eval-gap needs batches with loss=')
     """
     with np.errstate(all="ignore"):  # what is not finite is data here
-        if isinstance(source, (list, tuple)):
-            _refuse(batches, optimizer)
-            return Findings(_of_copies(source))
-        if not _is_module(source):
-            _refuse(batches, optimizer)
-            return Findings(_of_files(source))
+        case = _Case()
+        several = isinstance(source, (list, tuple))
+        if several or not _is_module(source):
+            if batches is not None or optimizer is not None:
+                raise TypeError("batches and an optimizer need a model: diagnose(model, batches)")
+            if several:
+                _compare(case, source)
+            else:
+                _take(case, source)
+            return case.findings()
         from .model import model_layers
 
         layers = model_layers(source, optimizer)  # pyright: ignore[reportArgumentType]
-        found = [finding for layer, _ in layers for finding in judge("layer", layer)]
+        case.take(
+            [layer for layer, _ in layers], "values", "settings", "place", *["optimizer"] * (optimizer is not None)
+        )
         if batches is not None:
-            measured, more = _of_batches(source, layers, batches, call, loss, max_batches)
-            found = [each for each in found if not (each.rule in SETTLED and each.layer in measured)] + more
-        return Findings(found)
+            _run(case, source, layers, batches, call, loss, max_batches)
+        return case.findings()
 
 
-def _of_batches(
-    model: Any, layers: Any, batches: Iterable[Any], call: Any, loss: Any, max_batches: int | None
-) -> tuple[set[str], list[Finding]]:
-    """The names of the layers that were measured, and what was found."""
+class _Case:
+    """What has been found so far, how much was judged, and what could not be."""
+
+    def __init__(self) -> None:
+        self.found: list[Finding] = []
+        self.known: set[str] = set()
+        self.missed: list[str] = []
+        self.layers = 0
+        self.steps: int | None = None
+        self.batches: int | None = None
+        self.nothing = False  # in one of the sources
+
+    def judge(self, kind: str, *evidence: object, source: str | None = None) -> None:
+        """Let all rules judge evidence of that kind."""
+        self.found += [replace(each, sources=(source,)) if source else each for each in judge(kind, *evidence)]
+
+    def take(self, layers: Sequence[Layer], *known: str, source: str | None = None) -> None:
+        """Judge layers as they stand, of which so much is known."""
+        self.known.update(known)
+        self.layers += len(layers)
+        for layer in layers:
+            self.judge("layer", layer, source=source)
+
+    def miss(self, what: str, source: str | None = None) -> None:
+        """Note what could not be judged and why."""
+        self.missed.append(f"{source}: {what}" if source else what)
+
+    def findings(self) -> Findings:
+        return Findings(
+            self.found, judged(self.known, self.layers, self.steps, self.batches, self.missed, self.nothing)
+        )
+
+
+def _take(case: _Case, source: Any, name: str | None = None) -> list[Layer]:
+    """Judge one of what `diagnose` can be given, without running it; returns its layers."""
+    source = _opened(source)
+    if isinstance(source, Run):
+        return _take_run(case, source, name)
+    if _is_module(source):
+        from .model import model_layers
+
+        layers = [layer for layer, _ in model_layers(source)]
+        case.take(layers, "values", "settings", "place", source=name)
+        return layers
+    from .checkpoint import read_checkpoint, state_layers
+
+    if isinstance(source, Path):
+        layers = read_checkpoint(source)
+    elif isinstance(source, Mapping):
+        layers = state_layers(source)
+    else:
+        raise TypeError(
+            f"expected a run, a checkpoint, a state_dict or a model, or a list of them, but got {type(source).__name__}"
+        )
+    case.take(layers, "values", source=name)
+    case.miss(
+        "eps and momentum, which a checkpoint does not hold: PyTorch's are assumed, "
+        f"{USUAL.eps:g} and {USUAL.momentum:g}",
+        name,
+    )
+    return layers
+
+
+def _take_run(case: _Case, run: Run, name: str | None) -> list[Layer]:
+    of_layers = histories(run)
+    case.steps = (case.steps or 0) + len(run.main.steps)
+    if not of_layers:
+        case.nothing = True
+        layers = plural(len(run.main.layers), "layer")
+        case.miss(f"the run, which has {layers} and {plural(len(run.main.steps), 'recorded step')}", name)
+        return []
+    for line in run.main.damage:
+        case.miss(line, name)
+    for words, missing in (
+        ("of which no whole vectors were kept", [h.info.name for h in of_layers if not h.has_vectors]),
+        ("which never ran in train mode", [h.info.name for h in of_layers if not h.forwards.any()]),
+    ):
+        if missing:
+            case.miss(f"{plural(len(missing), 'layer')} {words}: {some(missing)}", name)
+    for history in of_layers:
+        case.judge("run", history, source=name)
+    layers = [history.layer for history in of_layers]
+    case.take(layers, "values", "settings", "run", source=name)
+    return layers
+
+
+def _compare(case: _Case, sources: Sequence[Any]) -> None:
+    """Judge each of several sources, and whether layers of one name are copies of one another."""
+    copies: dict[str, list[Layer]] = {}
+    for i, source in enumerate(sources):
+        name = str(source) if isinstance(source, (str, os.PathLike)) else f"number {i + 1}"
+        if isinstance(source, Run):
+            name = str(source.path)
+        for layer in _take(case, source, name if len(sources) > 1 else None):
+            copies.setdefault(layer.name, []).append(layer)
+    for name, of_layer in copies.items():
+        if len(of_layer) < 2:
+            continue
+        if len({layer.channels for layer in of_layer}) > 1:
+            case.miss(f"whether {name} agrees, which has other numbers of channels in some of the sources")
+        elif len({layer.step for layer in of_layer}) > 1:
+            case.miss(f"whether {name} agrees, of which the last vectors are of other steps in some of the runs")
+        else:
+            case.known.add("copies")
+            case.judge("copies", of_layer)
+
+
+def _run(case: _Case, model: Any, layers: Any, batches: Any, call: Any, loss: Any, max_batches: int | None) -> None:
+    """Judge what batches measure in a model."""
     from ..model.run import unwrapped
     from .measure import measure
     from .modes import compare_modes
 
     batches = batches if not isinstance(batches, Iterator) else list(islice(batches, max_batches))
     measured = measure(unwrapped(model), layers, batches, call, loss, max_batches)
-    found = [finding for layer, of_layer in measured for finding in judge("measured", layer, of_layer)]
-    if loss is not None and measured and not any(of_layer.lonely for _, of_layer in measured):
-        found += judge("modes", compare_modes(model, batches, loss, call=call, max_batches=max_batches))
-    return {layer.name for layer, of_layer in measured if of_layer.batches}, found
+    scale = next((rescaled(*each) for each in measured if each[1].order == 0), None)
+    measured = [(layer, replace(of_layer, rescaled=scale)) for layer, of_layer in measured]
+    settled = {layer.name for layer, of_layer in measured if of_layer.batches}
+    case.found = [each for each in case.found if not (each.rule in SETTLED and each.layer in settled)]
+    case.known.add("measured")
+    case.batches = max((of_layer.batches + of_layer.lonely for _, of_layer in measured), default=0)
+    for layer, of_layer in measured:
+        case.judge("measured", layer, of_layer)
+    left = [layer.name for layer, _ in layers if layer.name not in {known.name for known, _ in measured}]
+    if left:
+        case.miss(f"what batches measure in {some(left)}: frozen, in eval mode, without tracking, or did not run")
+    if loss is None:
+        return
+    # Before training, eval mode is worse: nothing is wrong with that.
+    if all(layer.is_new for layer, _ in measured):
+        case.miss("the loss of both modes: no layer that ran has been trained")
+    elif not any(of_layer.batches for _, of_layer in measured):
+        case.miss("the loss of both modes: batches of one value a channel each cannot be run in train mode")
+    else:
+        case.known.add("modes")
+        case.judge("modes", compare_modes(model, batches, loss, call=call, max_batches=max_batches), scale)
 
 
 def _is_module(source: Any) -> bool:
     """Whether it is a torch.nn.Module, without importing torch for what is none."""
     return any(cls.__module__ == "torch.nn.modules.module" for cls in type(source).__mro__)
-
-
-def _refuse(batches: Any, optimizer: Any) -> None:
-    if batches is not None or optimizer is not None:
-        raise TypeError("batches and an optimizer need a model: diagnose(model, batches)")
-
-
-def _of_files(source: Any) -> Iterator[Finding]:
-    source = _opened(source)
-    if isinstance(source, Run):
-        for history in histories(source):
-            yield from judge("run", history)
-            yield from judge("layer", history.layer)
-    else:
-        for layer in _layers(source):
-            yield from judge("layer", layer)
-
-
-def _of_copies(sources: Sequence[Any]) -> Iterator[Finding]:
-    copies: dict[str, list[Layer]] = {}
-    for source in sources:
-        for layer in _layers(_opened(source)):
-            copies.setdefault(layer.name, []).append(layer)
-            yield from judge("layer", layer)
-    for of_layer in copies.values():
-        if len(of_layer) > 1:
-            yield from judge("copies", of_layer)
 
 
 def _opened(source: Any) -> Any:
@@ -145,21 +253,3 @@ def _opened(source: Any) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
     return open_run(path) if path.is_dir() or path.name == RUN else path
-
-
-def _layers(source: Any) -> list[Layer]:
-    if isinstance(source, Run):
-        return [history.layer for history in histories(source)]
-    if _is_module(source):
-        from .model import model_layers
-
-        return [layer for layer, _ in model_layers(source)]
-    from .checkpoint import read_checkpoint, state_layers
-
-    if isinstance(source, Path):
-        return read_checkpoint(source)
-    if isinstance(source, Mapping):
-        return state_layers(source)
-    raise TypeError(
-        f"expected a run, a checkpoint, a state_dict or a model, or a list of them, but got {type(source).__name__}"
-    )

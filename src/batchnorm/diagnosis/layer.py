@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-TORCH_MOMENTUM = 0.1
 ITSELF = "(the layer itself)"  # the name of a layer that is the model
 
 
@@ -22,6 +21,10 @@ class Settings:
     tracks: bool
 
 
+# What torch.nn's layers are built with: assumed of a layer whose settings are not known.
+USUAL = Settings("BatchNorm", eps=1e-5, momentum=0.1, tracks=True)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where the layer is in its model, and what is done to it. Only a model says.
@@ -31,11 +34,13 @@ class Place:
         frozen: whether its statistics were frozen by `freeze`.
         learns: whether gamma or beta requires a gradient.
         decay: the weight decay that the optimizer applies to gamma or beta; 0 without an optimizer.
+        undecayed: Python that makes such an optimizer without it.
         before, before_kind: name and class of the module before it.
         has_bias: whether that one adds a bias of as many channels.
         surely: whether the modules before and after are known (a Sequential), or taken from the order of definition.
         rectified: whether a ReLU comes after; None where nobody can tell.
         wrong_axis: the module before it has its features in the last dimension, and of another number.
+        width: how many features that one gives out.
     """
 
     training: bool
@@ -43,12 +48,14 @@ class Place:
     frozen: bool = False
     learns: bool = True
     decay: float = 0.0
+    undecayed: str = ""
     before: str | None = None
     before_kind: str = ""
     has_bias: bool = False
     surely: bool = False
     rectified: bool | None = None
     wrong_axis: bool = False
+    width: int | None = None
 
     @property
     def before_said(self) -> str:
@@ -79,6 +86,20 @@ class Layer:
     step: int | None = None
 
     @property
+    def eps(self) -> float:
+        """As the layer was built, or PyTorch's."""
+        return (self.settings or USUAL).eps
+
+    @property
+    def momentum(self) -> float | None:
+        """As the layer was built, or PyTorch's."""
+        return (self.settings or USUAL).momentum
+
+    def assumes(self, *names: str) -> tuple[str, ...]:
+        """Of these settings, those that are not known and assumed."""
+        return names if self.settings is None else ()
+
+    @property
     def channels(self) -> int:
         """C; 0 for a layer of which no vector is known."""
         known = (self.running_var, self.running_mean, self.gamma, self.beta)
@@ -95,10 +116,22 @@ class Layer:
 
     @property
     def has_learned(self) -> bool:
-        """Whether gamma or beta is another than a new layer's, 1 and 0."""
-        return (self.gamma is not None and bool((self.gamma != 1).any())) or (
-            self.beta is not None and bool((self.beta != 0).any())
-        )
+        """Whether beta shows that the layer was trained: it differs between the channels.
+
+        Initialisations set beta to one number. Gamma shows nothing: it may begin as 0 (the last norm of a residual
+        block), or drawn at random (generators).
+        """
+        return self.beta is not None and bool(np.ptp(self.beta) > 0)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing shows that the layer was ever trained, or has tracked a batch."""
+        return self.is_fresh and not self.updates and not self.has_learned
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether gamma is one number for all channels, and beta too: a design, or a new layer's."""
+        return all(vector is None or not np.ptp(vector) for vector in (self.gamma, self.beta))
 
 
 def drift(mean: Array, var: Array, true_mean: Array, true_var: Array, eps: float) -> tuple[float, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ..model.find import find
 from ..model.given import given
-from ..model.run import Call, undisturbed_random_state
+from ..model.run import Call, each_of, undisturbed_random_state
 from ..model.run import call as run_model
 from ..tools.population import layers_of, measuring
 from .forwards import Seen, pool, see
@@ -46,15 +45,16 @@ def measure(
     seen: dict[nn.Module, list[Seen]] = {module: [] for _, module in chosen}
     lonely: dict[nn.Module, int] = dict.fromkeys(seen, 0)
     calls: dict[nn.Module, int] = {}
+    ran: dict[nn.Module, None] = {}  # in the order in which they first did
     first, sources = None, {}
     with ExitStack() as stack:
         stack.enter_context(undisturbed_random_state(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(measuring(model, measurable, by_batch=True))
         for _, module in chosen:
-            hook = _recording(seen[module], lonely)
+            hook = _recording(seen[module], lonely, ran)
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        for batch in islice(batches, max_batches):
+        for batch in each_of(batches, max_batches):
             if first is None:
                 first = batch
                 with tracing_features(model, sources):
@@ -64,6 +64,7 @@ def measure(
                 _run(model, batch, call)
     if first is None:
         raise ValueError("expected at least one batch, but there was none (has an iterator been used up before?)")
+    order = {module: i for i, module in enumerate(ran)}
     updates = _updates(model, first, call, loss) if loss else {}
     remainder = _remainder(batches)
     return [
@@ -76,6 +77,7 @@ def measure(
                 calls=calls[module],
                 updates=updates.get(layer.name, calls[module]),
                 features_from=sources.get(module),
+                order=order[module],
             ),
         )
         for layer, module in chosen
@@ -96,8 +98,9 @@ def _run(model: nn.Module, batch: Any, call: Call | None) -> None:
             raise
 
 
-def _recording(seen: list[Seen], lonely: dict[nn.Module, int]) -> Callable[..., None]:
+def _recording(seen: list[Seen], lonely: dict[nn.Module, int], ran: dict[nn.Module, None]) -> Callable[..., None]:
     def hook(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        ran.setdefault(layer)
         x, mask = given(layer, args, kwargs)
         found = see(x.double(), mask)
         if found.values > 1:
@@ -143,7 +146,7 @@ def _counters(model: nn.Module) -> dict[str, int]:
 def _remainder(batches: Any) -> int | None:
     """Items in the last batch of a DataLoader; None where nobody can tell."""
     size, sampler = getattr(batches, "batch_size", None), getattr(batches, "sampler", None)
-    if not isinstance(size, int) or sampler is None or getattr(batches, "drop_last", True):
+    if not isinstance(size, int) or size < 2 or sampler is None or getattr(batches, "drop_last", True):
         return None
     try:
         return (len(sampler) - 1) % size + 1

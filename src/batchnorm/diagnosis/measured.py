@@ -30,6 +30,8 @@ class Measured:
         features_from: the module that the input comes from, if that has its features in another dimension.
         padded: share of the positions that are a repeated tail of their sequence; 0 where it cannot be told.
         unpadded: mean and variance without these, (C,).
+        order: 0 of the layer that ran first, 1 of the next.
+        rescaled: how many times as large the inputs are as those of the training; None where they are like them.
     """
 
     counts: Counts
@@ -45,6 +47,8 @@ class Measured:
     features_from: str | None = None
     padded: float = 0.0
     unpadded: tuple[Array, Array] | None = None
+    order: int = 0
+    rescaled: float | None = None
 
     @property
     def batches(self) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..model.adapters import adapter_of
@@ -75,18 +77,21 @@ def _place(
     known = before is not None and before.chain == leaf.chain
     width = _width(before.module) if before else None
     fits = width == found.adapter.channels(layer)
+    decay, undecayed = _decay(optimizer, learned)
     return Place(
         training=layer.training and learns,
         model_training=model.training,
         frozen=frozen,
         learns=not learned or any(parameter.requires_grad for parameter in learned),
-        decay=_decay(optimizer, learned),
+        decay=decay,
+        undecayed=undecayed,
         before=before.name if before and (known or fits) else None,
         before_kind=type(before.module).__name__ if before else "",
         has_bias=fits and getattr(before and before.module, "bias", None) is not None,
         surely=known,
         rectified=_rectified(found, after if after and after.chain == leaf.chain else None),
         wrong_axis=known and before is not None and isinstance(before.module, nn.Linear) and not fits,
+        width=width,
     )
 
 
@@ -104,13 +109,27 @@ def _rectified(found: Found, after: Leaf | None) -> bool | None:
     return None if after is None else isinstance(after.module, _RECTIFIERS)
 
 
-def _decay(optimizer: Optimizer | None, learned: list[nn.Parameter]) -> float:
+def _decay(optimizer: Optimizer | None, learned: list[nn.Parameter]) -> tuple[float, str]:
+    """The weight decay of these parameters, and Python that makes the optimizer without it."""
     own = {id(parameter) for parameter in learned}
-    groups = optimizer.param_groups if optimizer else []
-    return max(
-        (float(group.get("weight_decay") or 0) for group in groups if own & {id(p) for p in group["params"]}),
-        default=0.0,
-    )
+    for group in optimizer.param_groups if optimizer else []:
+        decay = float(group.get("weight_decay") or 0)
+        if decay and own & {id(parameter) for parameter in group["params"]}:
+            return decay, _undecayed(optimizer, group, decay)
+    return 0.0, ""
+
+
+def _undecayed(optimizer: Any, group: dict[str, Any], decay: float) -> str:
+    """As the optimizer is, with all its options that are not the usual ones, but without decay of gamma and beta."""
+    cls = type(optimizer)
+    options = []
+    for name, parameter in inspect.signature(cls).parameters.items():
+        value = group.get(name, parameter.default)
+        value = value.item() if isinstance(value, Tensor) else value
+        if name not in ("params", "weight_decay") and (value != parameter.default or name == "lr"):
+            options.append(f"{name}={value!r}")
+    made = f"torch.optim.{cls.__name__}" if getattr(torch.optim, cls.__name__, None) is cls else "type(optimizer)"
+    return f"optimizer = {made}({', '.join([f'bn.param_groups(model, {decay:g})', *options])})  # before training"
 
 
 def _leaves(module: nn.Module, name: str, chain: list[int]) -> Iterator[Leaf]:

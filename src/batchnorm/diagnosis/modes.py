@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..model.run import Call, undisturbed_random_state, unwrapped
+from ..model.run import Call, each_of, undisturbed_random_state, unwrapped
 from ..model.run import call as run_model
 from ..tools.drift import Drift, Recalibration
 from ..tools.population import layers_of, measuring
@@ -89,7 +88,7 @@ def compare_modes(
 
     def mean_loss(by_batch: Iterable[Any]) -> tuple[float, int]:
         with torch.no_grad(), measuring(model, by_batch, by_batch=True):
-            return _mean_loss(model, islice(batches, max_batches), loss, call or run_model)
+            return _mean_loss(model, each_of(batches, max_batches), loss, call or run_model)
 
     with undisturbed_random_state(model):
         train_loss, seen = mean_loss(layers)

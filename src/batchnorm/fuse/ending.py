@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 
-from .patterns import IDENTITY, Patterns, become, computes, helper, is_name, path_of, target_of
+from .patterns import IDENTITY, Patterns
+from .syntax import become, computes, helper, is_name, path_of, target_of
 
 
 def wait_at_the_end(definition: ast.FunctionDef, is_: Patterns, local: set[str]) -> str | None:

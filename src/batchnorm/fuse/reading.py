@@ -25,8 +25,8 @@ from .patterns import (
     OTHER,
     PROPERTY,
     SOME_END,
-    path_of,
 )
+from .syntax import path_of
 
 # What the attributes that a class's methods use are in one of its modules, by their path after `self.`.
 Roles = tuple[tuple[str, str], ...]

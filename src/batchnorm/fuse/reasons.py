@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from .patterns import Patterns, is_name, scope, target_of
+from .patterns import Patterns
+from .syntax import is_name, scope, target_of
 
 _BETWEEN = "this is between a batch norm and its activation, and may need its output"
 ADDED_AFTER = "what is added runs after the batch norm and may change what it reads"

@@ -11,13 +11,13 @@ of `calls`; the statements, their order and every condition stay as they were wr
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .patterns import LAYER, Patterns, become, computes, helper, is_name, mentions, path_of, target_of
+from .chains import Chain, begin, loads, quiet_statement
+from .patterns import LAYER, Patterns
 from .reasons import ADDED_AFTER, ELSEWHERE, Reasons
+from .syntax import become, computes, helper, is_name, mentions, path_of, target_of
 
 _TWICE = "more than one thing is added before the activation"
 _BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While)
@@ -32,21 +32,6 @@ class Fused(NamedTuple):
 
     def __str__(self) -> str:
         return " + ".join([self.layer, *["add"] * self.added, self.activation])
-
-
-@dataclass
-class _Chain:
-    """What waits from `v = self.bn(x)` on: in which variable, what runs meanwhile, how all of it is rewritten."""
-
-    first: ast.stmt
-    start: ast.Call
-    v: str
-    between: list[str] = field(default_factory=list)
-    added: bool = False
-    fuses: bool = True
-    expected: bool = True  # whether it is a batch norm, and not a module that ends in one
-    edits: list[Callable[[], Any]] = field(default_factory=list)
-    otherwise: _Chain | None = None  # what waits in the same variable, where an if went the other way
 
 
 class Rewriter:
@@ -134,7 +119,7 @@ class Rewriter:
                     self.reasons.leave(statement, "statements of a function inside a function are not looked into")
                 continue
             rest = [*block[i + 1 :], *after]
-            chain = None if statement in self._begun else self._begin(statement)
+            chain = None if statement in self._begun else begin(self.is_, statement)
             if chain is not None:
                 chain.fuses = fuses
                 chain.expected = self.is_.role(chain.start.func) == LAYER
@@ -165,60 +150,12 @@ class Rewriter:
             elif v is not None:
                 self.reasons.blame(statement, why, rest, v, expected=False)
 
-    def _begin(self, first: ast.stmt) -> _Chain | None:
-        """`v = self.bn(x)`, alone or as all that an `if` does, or `v = self.bn(x) + y`, or a loop of these."""
-        if isinstance(first, ast.For):
-            return self._begin_in_loop(first)
-        if isinstance(first, ast.If) and len(first.body) == len(first.orelse) == 1 and self.is_.looks(first.test, None):
-            chain, other = self._begin(first.body[0]), self._begin(first.orelse[0])
-            if chain is None or other is None:
-                # The other branch sets the same variable to anything else, or nothing waits.
-                one, instead = chain or other, first.body[0] if chain is None else first.orelse[0]
-                sets = one is not None and isinstance(instead, ast.Assign) and target_of(instead) == one.v
-                return one if sets else None
-            if chain.v != other.v:
-                return None
-            chain.otherwise, chain.added = other, chain.added or other.added
-            chain.edits += other.edits
-            return chain
-        if isinstance(first, ast.If) and len(first.body) == 1 and not first.orelse and self.is_.looks(first.test, None):
-            return self._begin(first.body[0]) if isinstance(first.body[0], ast.Assign) else None
-        v = target_of(first)
-        if v is None or not isinstance(first, ast.Assign):
-            return None
-        if isinstance(first.value, ast.Call) and self.is_.starts(first.value):
-            return _Chain(first, first.value, v)
-        found = self.is_.sum_of(first.value, None)
-        if found is None or not isinstance(found.start, ast.Call):
-            return None
-        chain = _Chain(first, found.start, v, found.between, added=True)
-        chain.edits.append(lambda: setattr(first, "value", found.call))
-        return chain
-
-    def _begin_in_loop(self, loop: ast.For) -> _Chain | None:
-        """`for bn in self.bns: v = v + bn(x)`, where each round computes what the one before it left waiting."""
-        only = loop.body[0]
-        if (
-            len(loop.body) > 1
-            or loop.orelse
-            or not isinstance(only, ast.Assign)
-            or not self.is_.over_modules(loop.iter)
-        ):
-            return None
-        chain, sum_ = self._begin(only), only.value
-        if chain is None or not isinstance(sum_, ast.BinOp) or not is_name(sum_.left, chain.v):
-            return None
-        if _loads(loop, chain.v) > 1 or chain.start is not sum_.right:
-            return None
-        chain.edits.append(lambda: _compute_first(only))
-        return chain
-
-    def _follow(self, chain: _Chain, block: list[ast.stmt], i: int, after: list[ast.stmt]) -> None:
+    def _follow(self, chain: Chain, block: list[ast.stmt], i: int, after: list[ast.stmt]) -> None:
         """Rewrite the block from the chain's first statement to act(v), or say what is in the way, or neither."""
         for j in range(i + 1, len(block)):
             statement, v, rest = block[j], chain.v, [*block[j:], *after]
             if not mentions(statement, v):
-                called = self._quiet_statement(statement)
+                called = quiet_statement(self.is_, statement)
                 if called is None:
                     self.reasons.stands_between(statement, rest, v, expected=chain.expected)
                     return
@@ -248,7 +185,7 @@ class Rewriter:
                 break
         self.reasons.blame(chain.first, "the block ends before the activation", after, chain.v, chain.expected)
 
-    def _end(self, chain: _Chain, finish: ast.Call) -> None:
+    def _end(self, chain: Chain, finish: ast.Call) -> None:
         value = self.is_.activated(finish)
         last = None if value is None else self.is_.sum_of(value, chain.v)
         if not chain.fuses:
@@ -272,11 +209,11 @@ class Rewriter:
         """act(v) in `w = ... act(v) ...` or `return ... act(v) ...`, v's only mention."""
         if not isinstance(statement, ast.Assign | ast.Return) or statement.value is None:
             return None
-        if _loads(statement, v) != 1 or (isinstance(statement, ast.Assign) and len(statement.targets) != 1):
+        if loads(statement, v) != 1 or (isinstance(statement, ast.Assign) and len(statement.targets) != 1):
             return None
         return self.is_.finish_in(statement.value, v)
 
-    def _finish_if(self, chain: _Chain, statement: ast.If, block: list[ast.stmt]) -> ast.Call | None:
+    def _finish_if(self, chain: Chain, statement: ast.If, block: list[ast.stmt]) -> ast.Call | None:
         """act(v) in `if ...: v = act(v)`, after which v is computed in any case."""
         v = chain.v
         if len(statement.body) != 1 or statement.orelse or not self.is_.looks(statement.test, v):
@@ -287,10 +224,10 @@ class Rewriter:
             chain.edits.append(lambda: block.insert(block.index(statement) + 1, computes(v, statement)))
         return finish
 
-    def _link(self, chain: _Chain, block: list[ast.stmt], j: int) -> bool:
+    def _link(self, chain: Chain, block: list[ast.stmt], j: int) -> bool:
         """Whether the statement adds to the pending v or hands it on; then the chain knows how to rewrite it."""
         statement, v = block[j], chain.v
-        if _loads(statement, v) > 1:
+        if loads(statement, v) > 1:
             return False
         within = statement
         if isinstance(statement, ast.If) and len(statement.body) == 1 and not statement.orelse:
@@ -321,27 +258,9 @@ class Rewriter:
         chain.added = True
         return True
 
-    def _quiet_statement(self, statement: ast.stmt) -> list[str] | None:
-        """The modules called by a statement that only sets variables, by harmless modules; None for any other."""
-        if isinstance(statement, ast.Pass) or self.is_.is_alias(statement):
-            return []
-        if isinstance(statement, ast.If) and self.is_.looks(statement.test, None):
-            parts = [self._quiet_statement(s) for s in (*statement.body, *statement.orelse)]
-            return None if None in parts else [path for part in parts if part for path in part]
-        if isinstance(statement, ast.Assign | ast.AnnAssign) and target_of(statement):
-            return self.is_.quiet(statement.value, None)
-        return None
-
     def _dead(self, v: str, chain: list[ast.stmt]) -> bool:
         """Whether the chain has all that the whole function reads of v."""
-        return _loads(self.definition, v) == sum(_loads(s, v) for s in chain)
-
-
-def _loads(node: ast.AST, name: str) -> int:
-    """How often the value of the name is asked for, as `name += ...` does too."""
-    nodes = list(ast.walk(node))
-    names = (n for n in nodes if is_name(n, name) and not isinstance(n.ctx, ast.Store))
-    return sum(1 for _ in names) + sum(isinstance(n, ast.AugAssign) and is_name(n.target, name) for n in nodes)
+        return loads(self.definition, v) == sum(loads(s, v) for s in chain)
 
 
 def _adds_in_place(value: ast.expr) -> bool:
@@ -352,12 +271,6 @@ def _pass_through(statement: ast.stmt) -> None:
     assert isinstance(statement, ast.Assign)
     assert isinstance(statement.value, ast.Call)
     become(statement.value, helper("through", statement.value.func, *statement.value.args))
-
-
-def _compute_first(statement: ast.Assign) -> None:
-    """Compute the first summand of the addition, which has been rewritten, before the second one runs."""
-    assert isinstance(statement.value, ast.Call)
-    statement.value.args[1] = helper("computed", statement.value.args[1])
 
 
 def _replace(finish: ast.Call, value: ast.expr, other: ast.expr) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils import _pytree
+from torch.utils.data import Dataset, IterableDataset
 
 from .find import bare
 
@@ -26,6 +29,31 @@ def unwrapped(model: nn.Module) -> nn.Module:
     FSDP stays: without it the parameters are not there.
     """
     return bare(model, ("_orig_mod",))
+
+
+def each_of(batches: Iterable[Any], max_batches: int | None) -> Iterator[Any]:
+    """The batches, so many at most.
+
+    Raises:
+        TypeError: they are one batch, or a data set: an array would be gone over item by item, a data set sample by
+            sample, and a mapping name by name.
+    """
+    if isinstance(batches, (Tensor, np.ndarray)):
+        raise TypeError(
+            f"expected batches, one after the other, but got one {type(batches).__name__} of {tuple(batches.shape)}: "
+            "pass [x] if it is a batch, x.split(256) if it is all the data, list(x) if it is batches, stacked"
+        )
+    if isinstance(batches, Mapping):
+        raise TypeError(
+            f"expected batches, one after the other, but got one {type(batches).__name__} with "
+            f"{', '.join(map(repr, batches))}: pass [batch]"
+        )
+    if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
+        raise TypeError(
+            f"expected batches, one after the other, but got a {type(batches).__name__}, whose items are samples: pass "
+            "DataLoader(dataset, batch_size=256), or with batch_size=None if they are batches"
+        )
+    return islice(batches, max_batches)
 
 
 def call(model: Any, batch: Any) -> Any:

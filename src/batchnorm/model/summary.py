@@ -136,7 +136,11 @@ def _learns(found: Found) -> str:
         return "nothing, frozen"
     has = [(said, getattr(layer, name)) for said, name in (("gamma", "weight"), ("beta", "bias"))]
     said = [name for name, tensor in has if tensor is not None and tensor.requires_grad] or ["nothing"]
-    frozen = [name for name, tensor in has if tensor is not None and not tensor.requires_grad]
+    frozen = [
+        f"{name} (a buffer)" if tensor is layer._buffers.get(attribute) else name
+        for (name, tensor), attribute in zip(has, ("weight", "bias"), strict=True)
+        if tensor is not None and not tensor.requires_grad
+    ]
     frozen += ["statistics"] * ("stats" in getattr(layer, "frozen", ()))
     return ", ".join(said) + (f"; frozen: {', '.join(frozen)}" if frozen else "")
 

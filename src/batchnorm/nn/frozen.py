@@ -7,13 +7,14 @@ from typing import Any
 from torch import nn
 
 from ..mixin import Mixin, mix_in, take_out
+from .replaced import Irreplaceable
 
 
-class Frozen(Mixin):
+class Frozen(Mixin, Irreplaceable):
     """A layer that is in eval mode whatever train() says, and shows what of it is frozen."""
 
     _frozen_stats: bool = False
-    _frozen_affine: tuple[str, ...] | None = None  # the parameters whose requires_grad was turned off
+    _frozen_affine: tuple[str, ...] | None = None  # names of the parameters whose requires_grad was turned off
 
     @property
     def training(self) -> bool:
@@ -64,7 +65,7 @@ def freeze_layer(layer: nn.Module, stats: bool, affine: bool) -> None:
     assert isinstance(layer, Frozen)
     layer._frozen_stats = layer._frozen_stats or stats
     if affine and layer._frozen_affine is None:
-        learned = {name: p for name, p in layer.named_parameters(recurse=False) if p.requires_grad}
+        learned = {name: p for name, p in layer.named_parameters() if _is_of_the_layer(name) and p.requires_grad}
         for parameter in learned.values():
             parameter.requires_grad = False
         layer._frozen_affine = tuple(learned)
@@ -73,10 +74,35 @@ def freeze_layer(layer: nn.Module, stats: bool, affine: bool) -> None:
 def unfreeze_layer(layer: Frozen) -> None:
     """Undo whatever `freeze_layer` did to it."""
     for name in layer._frozen_affine or ():
-        getattr(layer, name).requires_grad = True
+        _thaw(layer, name)
     for name in ("_frozen_stats", "_frozen_affine"):
         layer.__dict__.pop(name, None)
     take_out(layer, Frozen)
+
+
+def _is_of_the_layer(name: str) -> bool:
+    """Whether a parameter is the layer's own, or what torch.nn.utils.parametrize computes one from."""
+    return "." not in name or name.startswith("parametrizations.")
+
+
+def _thaw(layer: nn.Module, name: str) -> None:
+    """Let what was frozen under this name require a gradient, wherever parametrizations have moved it since."""
+    parameters = dict(layer.named_parameters())
+    vector = name.split(".")[1] if name.startswith("parametrizations.") else name
+    original = f"parametrizations.{vector}.original"
+    is_vector = name == vector or name.startswith(original)
+    if name in parameters:
+        found = [name]
+    elif is_vector and vector in parameters:
+        found = [vector]
+    else:
+        found = [other for other in parameters if is_vector and other.startswith(original)]
+    for each in found:
+        parameters[each].requires_grad = True
+    if not found and is_vector and layer._buffers.get(vector) is not None:
+        # Of several tensors that require no gradient remove_parametrizations makes no parameter, but a buffer.
+        value = layer._buffers.pop(vector)
+        layer.register_parameter(vector, nn.Parameter(value.detach()))  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def freeze_as_saved(layer: nn.Module, metadata: dict[str, Any]) -> None:

@@ -31,11 +31,12 @@ from .frozen import freeze_as_saved
 from .naming import name_of
 from .options import Options, beyond_torch, put_options
 from .recompute import recomputing
+from .replaced import Irreplaceable
 from .usual import usual_call
 from .usual_native import usual_native_call
 
 
-class BatchNormLayer(nn.modules.batchnorm._BatchNorm):
+class BatchNormLayer(Irreplaceable, nn.modules.batchnorm._BatchNorm):
     """What the layers share: when to measure, when to track, and what to remember of it.
 
     Its own names begin with `_batchnorm_`, for it also stands in for torch.nn's layers under subclasses of them, whose

@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..mixin import BatchNorm
-from ..model.run import Call, unwrapped
+from ..model.run import Call, each_of, unwrapped
 from ..model.run import call as run_model
 from .drift import Recalibration
 from .population import Ranks, Saved, layers_of, measuring
@@ -148,7 +147,7 @@ def _minimize_entropy(
     with torch.enable_grad(), measuring(model, layers, by_batch=True), _learning(model, learned):
         optimizer = torch.optim.Adam(learned, lr)
         for _ in range(epochs):
-            for batch in islice(batches, max_batches):
+            for batch in each_of(batches, max_batches):
                 each, largest = _entropy(call(model, batch))
                 entropy.append(each.mean().item())
                 reliable = each[each.detach() < _RELIABLE * largest]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..moments import Moments
-
-State = Mapping[str, Any]
+from .states import State, as_given, can_be_averaged, copied, equal, kind_of, read
 
 
 def merge_statistics(
     models: Iterable[nn.Module | State], counts: Sequence[int] | None = None, *, unbiased: bool = True
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """The running statistics of several models as those of one that has seen all their data.
 
         mean = sum n_i mean_i / n;  var = (sum n_i (var_i + (mean_i - mean)^2)) / n         (law of total variance)
@@ -28,20 +28,25 @@ def merge_statistics(
     weights that differ are of activations that differ too: merge them where there is no data to `recalibrate` with.
 
     Args:
-        models: modules, or state_dicts; of one architecture. Not one module that is loaded over and over: of that there
-            is one state only. Whatever tracks a running_mean and running_var counts, instance normalization too.
-            Nothing of them is changed.
+        models: modules, or state_dicts, of tensors or NumPy arrays; of one architecture. Not one module that is loaded
+            over and over: of that there is one state only. Whatever tracks a running_mean and running_var counts,
+            instance normalization too. Nothing of them is changed.
         counts: over how many values a channel each model's statistics are: samples times positions. 0 leaves a model
             out. None: equal weights, and variances taken as they are, as if each were of very many values.
         unbiased: whether the running variances are unbiased, as PyTorch's; False: biased, as Keras's.
 
     Returns:
-        running_mean, running_var and num_batches_tracked of every layer, by their names in the state_dict, new tensors:
-        for `model.load_state_dict(merged, strict=False)`. num_batches_tracked is the largest: a sum would grow without
-        bound where models are merged, trained on and merged again.
+        running_mean, running_var and num_batches_tracked of every layer, by their names in the state_dict, new tensors,
+        or arrays where the first model has those: for `model.load_state_dict(merged, strict=False)`.
+        num_batches_tracked is the largest: a sum would grow without bound where models are merged, trained on and
+        merged again.
+
+    Warns:
+        UserWarning: there is nothing to merge.
 
     Raises:
         ValueError: no models; models with other layers or channels; counts that are not as many, or negative, or all 0.
+        TypeError: a list of arrays, which has no names.
 
     Source: Chan, Golub & LeVeque 1979, by `Moments`.
 
@@ -54,13 +59,18 @@ def merge_statistics(
         >>> merged["running_mean"].item(), merged["running_var"].item(), x.var().item()
         (5.0, 23.5, 23.5)
     """
-    states = _states(models)
+    given, states = read(models)
     weights = _weights(len(states), counts, "counts")
     if counts is not None and not all(float(n).is_integer() for n in counts):
         raise ValueError(
             f"counts are whole numbers of values, but got {list(counts)}; relative weights go to average()"
         )
-    return _merged_statistics(states, weights, unbiased and counts is not None)
+    merged = _merged_statistics(states, weights, unbiased and counts is not None)
+    if not merged:
+        warnings.warn(
+            "there are no statistics to merge: the models have no running_mean beside a running_var", stacklevel=2
+        )
+    return as_given(merged, given[0])
 
 
 def average(models: Iterable[nn.Module | State], weights: Sequence[float] | None = None) -> dict[str, Any]:
@@ -71,7 +81,7 @@ def average(models: Iterable[nn.Module | State], weights: Sequence[float] | None
     Each kind of entry is treated as what it is: parameters and floating-point buffers are averaged in float64 before
     the one rounding; running statistics are merged by the law of total variance (`merge_statistics`), for averaging
     would lose the spread between the models; num_batches_tracked is the largest; other integers, booleans and whatever
-    is no tensor cannot be averaged, and are the last model's.
+    is no tensor or array cannot be averaged, and are the last model's.
 
     The average of weights has activations of its own, whose statistics no merging of others gives: after it
     `recalibrate` wherever there is data. The merged ones are for where there is none; of checkpoints that have seen the
@@ -82,10 +92,15 @@ def average(models: Iterable[nn.Module | State], weights: Sequence[float] | None
         weights: not negative, not all 0; None for equal ones. Samples seen by each client, say.
 
     Returns:
-        A state_dict with the first model's keys, dtypes and devices, for `model.load_state_dict(averaged)`.
+        A state_dict with the first model's keys, dtypes and devices, for `model.load_state_dict(averaged)`. Where the
+        first model has NumPy's arrays, so has this.
+
+    Warns:
+        UserWarning: entries that are the last model's, where the models differ: which, and of what type.
 
     Raises:
         ValueError: no models; models with other entries or shapes; weights that are not as many, negative, or all 0.
+        TypeError: a list of arrays, which has no names.
 
     Source: McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data".
 
@@ -97,19 +112,21 @@ def average(models: Iterable[nn.Module | State], weights: Sequence[float] | None
         >>> first.load_state_dict(averaged)
         <All keys matched successfully>
     """
-    states = _states(models)
+    given, states = read(models)
     shares = _weights(len(states), weights, "weights")
     _require_same([set(state) for state in states])
-    return {name: _average(name, [s[name] for s in states], shares) for name in states[0]} | _merged_statistics(
-        states, shares, unbiased=False
-    )
-
-
-def _states(models: Iterable[nn.Module | State]) -> list[State]:
-    states = [model.state_dict() if isinstance(model, nn.Module) else model for model in models]
-    if not states:
-        raise ValueError("expected at least one model, but there was none")
-    return states
+    merged = _merged_statistics(states, shares, unbiased=False)
+    last = [name for name in states[0] if name not in merged and not can_be_averaged(states[0][name])]
+    rest = {name: _average(name, states, shares) for name in states[0] if name not in (*merged, *last)}
+    for name in last:
+        if isinstance(states[0][name], Tensor):
+            _require_one_shape(name, states)
+    differing = [name for name in last if not all(equal(state[name], states[-1][name]) for state in states)]
+    if differing:
+        kinds = ", ".join(f"{name} ({kind_of(given[0][name])})" for name in differing)
+        warnings.warn(f"not averaged, but the last model's, though the models differ: {kinds}", stacklevel=2)
+    results = {**merged, **rest, **{name: copied(states[-1][name]) for name in last}}
+    return as_given({name: results[name] for name in states[0]}, given[0])
 
 
 def _require_same(names: list[set[str]]) -> None:
@@ -154,23 +171,22 @@ def _merged_statistics(states: list[State], weights: Tensor, unbiased: bool) -> 
 
 def _same(states: list[State], name: str) -> Tensor:
     """The entry of all states, stacked, float64 on the CPU."""
+    _require_one_shape(name, states)
+    return torch.stack([state[name].detach().to("cpu", torch.float64) for state in states])
+
+
+def _require_one_shape(name: str, states: list[State]) -> None:
     found = [state.get(name) for state in states]
     shapes = [tuple(value.shape) if isinstance(value, Tensor) else None for value in found]
     if len(set(shapes)) > 1:
         raise ValueError(f"{name} is not of one shape in all models: {shapes}")
-    return torch.stack([value.detach().to("cpu", torch.float64) for value in found])  # pyright: ignore
 
 
-def _average(name: str, values: list[Any], shares: Tensor) -> Any:
-    first = values[0]
-    if not isinstance(first, Tensor):
-        return values[-1]
-    if len({value.shape for value in values}) > 1:
-        raise ValueError(f"{name} is not of one shape in all models: {[tuple(value.shape) for value in values]}")
-    if not (first.is_floating_point() or first.is_complex()):
-        return values[-1].detach().clone()
+def _average(name: str, states: list[State], shares: Tensor) -> Tensor:
+    _require_one_shape(name, states)
+    first = states[0][name]
     total = torch.zeros_like(first, dtype=torch.promote_types(first.dtype, torch.float64))
-    for value, share in zip(values, shares.flatten().tolist(), strict=True):
+    for state, share in zip(states, shares.flatten().tolist(), strict=True):
         if share:
-            total += value.detach().to(total) * share
+            total += state[name].detach().to(total) * share
     return total.to(first.dtype)

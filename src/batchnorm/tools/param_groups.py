@@ -1,10 +1,11 @@
-"""param_groups(): an optimizer's parameter groups, with gamma, beta and biases spared from weight decay."""
+"""param_groups(): an optimizer's parameter groups, with gamma, beta, biases and other scales spared weight decay."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 _NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -20,6 +21,8 @@ def param_groups(
 
     - every parameter of a normalization: batch, instance, layer, group, RMS, and subclasses of these;
     - every bias: "bias" is a word of its name (bias, bias_ih_l0, in_proj_bias);
+    - every parameter of one dimension or none, whatever it belongs to: LayerScale's gamma, lambda_1, a temperature, the
+      scale of a normalization of one's own (not in FullyShardedDataParallel, which shows all of them flattened);
     - every parameter of a module of the classes in `spared`, and of that module's children.
 
     All parameters of the model are in the groups, each once, in the order of `model.parameters()`; a shared one is
@@ -29,7 +32,7 @@ def param_groups(
     Args:
         model: any module.
         weight_decay: of everything else; not negative.
-        spared: classes of other modules that shall not decay, such as a normalization of your own or nn.Embedding.
+        spared: classes of other modules that shall not decay, such as nn.Embedding.
 
     Returns:
         Two groups, either of which may be empty: with `weight_decay` as given, and with 0.
@@ -39,6 +42,7 @@ def param_groups(
         TypeError: `model` is no module, but its parameters, say: they do not tell what they belong to.
 
     Source: He et al. 2019, "Bag of tricks for image classification with convolutional neural networks": no bias decay.
+        timm's param_groups_weight_decay: none of what has one dimension.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
@@ -50,7 +54,8 @@ def param_groups(
         raise ValueError(f"Invalid weight_decay value: {weight_decay}; expected a number that is not negative")
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, not its parameters or groups of them; got {type(model).__name__}")
-    exempt = set()
+    flattened = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    exempt = set() if flattened else {p for p in model.parameters() if not is_lazy(p) and p.dim() <= 1}
     for module in model.modules():
         recurse = isinstance(module, (*_NORMALIZATIONS, *spared))
         for name, parameter in module.named_parameters(recurse=recurse):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,10 +14,11 @@ from ..mixin import BatchNorm, Mixin, mix_in, take_out
 from ..model.adapters.adapter import is_lazy
 from ..model.find import find
 from ..model.given import moments_given
-from ..model.run import Call
+from ..model.run import Call, each_of
 from ..moments import Moments
 from ..nn.frozen import Frozen
 from ..ops.collective import several
+from .lone import is_lone, normalize_by
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -78,16 +78,25 @@ class Measuring(Mixin):
     track_running_stats: bool
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # In training for the time of this call alone: hooks, as those that record, see a layer in eval mode.
-        self.training, self.track_running_stats = self._by_batch, False
-        try:
-            y = super().forward(input, *args, **kwargs)
-        finally:
-            self.training, self.track_running_stats = False, True
-        self._pool = self._pool.merge(moments_given(self, (input, *args), kwargs))
+        given = (input, *args)
+        if self._by_batch and is_lone(self, given, kwargs):
+            pool = self._pool.merge(moments_given(self, given, kwargs))
+            y = normalize_by(pool, self, super().forward, *given, **kwargs)
+        else:
+            y = self._forward_untracked(*given, **kwargs)
+            pool = self._pool.merge(moments_given(self, given, kwargs))
+        self._pool = pool
         self._calls = self._calls + 1
         self._items = self._items + input.size(0)
         return y
+
+    def _forward_untracked(self, *args: Any, **kwargs: Any) -> Tensor:
+        # In training for the time of this call alone: hooks, as those that record, see a layer in eval mode.
+        self.training, self.track_running_stats = self._by_batch, False
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self.training, self.track_running_stats = False, True
 
 
 @contextmanager
@@ -145,7 +154,7 @@ def population(
     seen, failure = 0, None
     try:
         with torch.no_grad(), measuring(model, layers.values(), by_batch):
-            for batch in islice(batches, max_batches):
+            for batch in each_of(batches, max_batches):
                 call(model, batch)
                 seen += 1
             pools = {name: _pooled(layer) for name, layer in layers.items()}

@@ -47,7 +47,8 @@ def recalibrate(
 
     - By default as in training, each with the batch: one pass. The first layer's statistics are those of the data,
       however it is cut; those of deeper layers are what training sees with batches like these. So use batches as large
-      as in training, or larger, and shuffled; a batch of one value a channel raises, as it does there.
+      as in training, or larger, and shuffled. A batch of one value a channel, as the last one may be, counts as any; it
+      is normalised by all that has been seen so far.
     - With `exact`, as in eval: passes are repeated until no layer's statistics move, which takes at most as many as
       there are layers, one after the other. Then eval normalises every layer by the statistics of exactly what it is
       given there, however the data is cut. (A layer that runs more than once in a forward may still move a little.)
@@ -58,8 +59,9 @@ def recalibrate(
     Args:
         model: any module, or a batch-norm layer itself; torch.nn's layers or ours. In DistributedDataParallel, its
             module is called.
-        batches: a tensor is what the model is called with; of a tuple or list the first element is; a mapping holds
-            keyword arguments. `exact` goes over them several times: not an iterator.
+        batches: one after the other, as of a DataLoader. A tensor is what the model is called with; of a tuple or list
+            the first element is; a mapping holds keyword arguments. `exact` goes over them several times: not an
+            iterator.
         call: `call(model, batch)` for batches of another kind, on another device, under autocast.
         max_batches: stop after so many (on each rank).
         exact: see above.
@@ -73,6 +75,7 @@ def recalibrate(
 
     Raises:
         ValueError: no batches; an iterator with `exact`; a lazy layer has not seen an input yet.
+        TypeError: one tensor or mapping in place of batches.
         RuntimeError: what a layer measured is not finite, or another rank raised.
 
     Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", 3: precise statistics.

@@ -1,26 +1,18 @@
-"""no_update() and accumulate(): when running statistics are updated, and by how many batches at a time."""
+"""no_update(): forwards that leave the running statistics alone."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from threading import Lock
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import check_model
-from ..mixin import BatchNorm, Mixin, mix_in, take_out
+from ..mixin import BatchNorm
 from ..model.adapters.adapter import is_lazy
 from ..model.find import find_or_warn
-from ..model.given import moments_given
-from ..moments import Moments
-from ..nn.layer import BatchNormLayer as Ours
-from ..nn.layer import next_momentum
-from ..nn.options import options_of
-from ..nn.recompute import recomputing
-from ..ops.collective import several
-from ..pipeline import Running, Tracking, moments_of, track, under_transform
 
 
 @contextmanager
@@ -31,8 +23,9 @@ def no_update(model: nn.Module) -> Iterator[None]:
     their gradients. It is for a forward that is not a step of its own: the second one of sharpness-aware minimization,
     a teacher in train mode, a discriminator that only passes gradients on to a generator.
 
-    Blocks nest. It works by the layers' attribute `track_running_stats`, so a copy of the model made inside the block
-    does not track. Other models, and layers without running statistics, are left alone.
+    Blocks nest, and may overlap: a layer tracks again when the last block that has it ends. It works by the layers'
+    attribute `track_running_stats`, so a copy of the model made inside the block does not track. Other models, and
+    layers without running statistics, are left alone.
 
     With torch.nn's layers under activation checkpointing keep the backward inside the block: it runs their forward
     again, and tracks. Ours know a recomputation and track nothing in it, wherever it runs.
@@ -51,134 +44,35 @@ def no_update(model: nn.Module) -> Iterator[None]:
         >>> model[1].num_batches_tracked, model[1].running_mean
         (tensor(0), tensor([0., 0., 0.]))
     """
-    layers = _tracking(model)
-    for layer in layers:
-        layer.track_running_stats = False
+    layers = tracking(model)
+    _count_blocks(layers, 1)
     try:
         yield
     finally:
+        _count_blocks(layers, -1)
+
+
+_blocks: Counter[int] = Counter()  # how many no_update blocks have the layer of this id, which they keep alive
+_counting = Lock()
+
+
+def _count_blocks(layers: list[BatchNorm], more: int) -> None:
+    with _counting:
         for layer in layers:
-            layer.track_running_stats = True
+            _blocks[id(layer)] += more
+            layer.track_running_stats = not _blocks[id(layer)]
+            if layer.track_running_stats:
+                del _blocks[id(layer)]
 
 
-@contextmanager
-def accumulate(model: nn.Module) -> Iterator[None]:
-    """Inside the block, what the batch-norm layers measure is pooled, and tracked as one batch at the block's end.
-
-        running = (1 - momentum) * running + momentum * (of the union of all batches in the block)
-
-    For gradient accumulation: k micro-batches then move the running statistics as one batch of their union would, with
-    momentum applied once, the variance that of the union (Moments merge exactly), and num_batches_tracked one more.
-
-    Normalisation is still by micro-batch: each is normalised with its own mean and variance, and has the gradients of
-    that. No pooling afterwards can make k micro-batches what one big batch would have been.
-
-    If the block raises, nothing is tracked. A layer that did not run, or not in train mode, is left alone, as is one in
-    a `no_update` block within. Of nested blocks the outermost counts. A recomputation by activation checkpointing
-    counts once; keep the backward inside the block with torch.nn's layers.
-
-    Args:
-        model: any module, or a batch-norm layer itself; torch.nn's layers or ours.
-
-    Raises:
-        ValueError: a lazy layer has not seen an input yet.
-        TypeError: not a module.
-        NotImplementedError: a torch.nn.SyncBatchNorm in several processes; or a forward inside a torch.func transform.
-
-    Example:
-        >>> layer = nn.BatchNorm1d(1, momentum=1.0)
-        >>> with accumulate(layer):
-        ...     for micro_batch in torch.tensor([[[1.0], [2.0]], [[3.0], [6.0]]]):
-        ...         y = layer(micro_batch)
-        >>> layer.running_mean.item(), round(layer.running_var.item(), 4), layer.num_batches_tracked.item()
-        (3.0, 4.6667, 1)
-    """
-    layers = [layer for layer in _tracking(model) if not isinstance(layer, Pooling)]
-    for layer in layers:
-        if isinstance(layer, nn.SyncBatchNorm) and not isinstance(layer, Ours) and several(None):
-            raise NotImplementedError(
-                "accumulate cannot pool over processes what torch.nn.SyncBatchNorm measures, and without that their "
-                "running statistics would part; use batchnorm's layers"
-            )
-    for layer in layers:
-        mix_in(layer, Pooling)
-    try:
-        yield
-    finally:
-        pooled = [(layer, layer.__dict__.pop("_pooled", None)) for layer in layers]
-        for layer in layers:
-            layer.__dict__.pop("_statistics", None)
-            take_out(layer, Pooling)
-    for layer, moments in pooled:
-        if moments is not None:
-            _track(layer, moments)
-
-
-class Pooling(Mixin):
-    """A layer that pools what it measures instead of tracking it."""
-
-    _copied = False
-    _pooled: Moments | None = None
-    _statistics: Tensor | None = None  # what a layer of ours has measured in this call
-    track_running_stats: bool
-    eps: float
-
-    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not (self.training and self.track_running_stats) or recomputing():
-            return self._forward_untracked(input, *args, **kwargs)
-        if under_transform():
-            raise NotImplementedError(
-                "accumulate cannot pool what a torch.func transform measures; leave one of them out"
-            )
-        self._statistics = None
-        y = self._forward_untracked(input, *args, **kwargs)
-        if not isinstance(self, Ours):
-            self._pool(moments_given(self, (input, *args), kwargs))
-        elif self._statistics is not None:
-            self._pool(moments_of(self._statistics))
-        return y
-
-    def _forward_untracked(self, *args: Any, **kwargs: Any) -> Tensor:
-        tracks = self.track_running_stats
-        self.track_running_stats = False
-        try:
-            return super().forward(*args, **kwargs)
-        finally:
-            self.track_running_stats = tracks
-
-    def _batchnorm_remember(self, statistics: Tensor, tracked: bool) -> None:
-        super()._batchnorm_remember(statistics, tracked)  # pyright: ignore[reportAttributeAccessIssue]
-        self._statistics = statistics
-
-    def _pool(self, moments: Moments) -> None:
-        self._pooled = moments if self._pooled is None else self._pooled.merge(moments)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The pool is that of the block, not of a copy. (Python 3.10 has no object.__getstate__ to call.)
-        state = getattr(super(), "__getstate__", self.__dict__.copy)()
-        return {name: value for name, value in state.items() if name not in ("_pooled", "_statistics")}
-
-
-def _tracking(model: nn.Module) -> list[BatchNorm]:
+def tracking(model: nn.Module) -> list[BatchNorm]:
+    """The layers that track, or would but for a `no_update` block that is open."""
     check_model(model)
     # Between here and the caller's line are the block's own frame and contextlib's.
     found = find_or_warn(model, "update", stacklevel=4)
-    layers = [each.layer for each in found if each.adapter.learns and each.layer.track_running_stats]
+    layers = [each.layer for each in found if each.adapter.learns]
+    layers = [layer for layer in layers if layer.track_running_stats or id(layer) in _blocks]
     for layer in layers:
         if is_lazy(layer):
             raise ValueError(f"{type(layer).__name__} has not seen an input yet: run one batch through the model first")
     return [layer for layer in layers if layer.running_mean is not None]
-
-
-@torch.no_grad()
-def _track(layer: BatchNorm, moments: Moments) -> None:
-    seen, momentum = layer.num_batches_tracked, next_momentum(layer)
-    running = Running(layer.running_mean, layer.running_var)
-    if isinstance(layer, Ours):
-        options = options_of(layer)
-        statistics = track(running, moments, Tracking(momentum, options.unbiased, options.nonfinite))
-        layer._batchnorm_remember(statistics, tracked=True)
-    else:
-        track(running, moments, Tracking(momentum))
-    if seen is not None:
-        seen.add_(1)

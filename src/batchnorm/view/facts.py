@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +20,15 @@ PERCENTILES = {name: COLUMNS.index(name) for name in ("p05", "p50", "p95")}
 NONFINITE = COLUMNS.index("nonfinite")
 
 
-def plural(count: int, noun: str) -> str:
-    """Return "1 step", "2 steps"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str, several: str | None = None) -> str:
+    """Return "1 step", "2 steps"; or "2 batches", where the plural is not with an s."""
+    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """Return the first of the names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names) if more < 2 else f"{', '.join(names[:most])} and {more} more"
 
 
 def health(run: Run) -> str:

@@ -17,6 +17,7 @@ from .mode import Mode
 from .nonfinite import Nonfinite
 from .padding import Padding
 from .ported import Ported
+from .preprocessing import Preprocessing
 from .ranks import Ranks
 from .rule import Rule
 from .small_variance import SmallVariance
@@ -26,6 +27,7 @@ from .updates import Updates
 
 RULES: tuple[Rule, ...] = (
     EvalGap(),
+    Preprocessing(),
     Unconverged(),
     Nonfinite(),
     FreezeLeak(),

@@ -9,11 +9,12 @@ from ..layer import Layer
 from ..measured import Measured
 from .rule import Rule, literal
 
-REMEDY = "y = layer(x.transpose(1, 2)).transpose(1, 2)  # or batchnorm's layer with channel_dim=-1"
+REMEDY = "layer = bn.BatchNorm1d({}, channel_dim=-1)  # in place of this one; then train again: it is another function"
 
 
 class Axis(Rule):
     name = "axis"
+    needs = "place"
 
     def of_layer(self, layer: Layer) -> Iterator[Finding]:
         place = layer.place
@@ -23,7 +24,7 @@ class Axis(Rule):
                 "serious",
                 f"{literal(place.before_said)} has its features in the last dimension, and of another number than the "
                 "{channels} channels that are normalised in dimension 1",
-                REMEDY,
+                REMEDY.format(place.width),
                 confidence=0.9,
                 channels=layer.channels,
             )
@@ -35,6 +36,6 @@ class Axis(Rule):
                 "serious",
                 f"the input of shape {list(measured.shape)} comes from {literal(measured.features_from)}, which has "
                 "its features in the last dimension, but dimension 1, of {channels}, is normalised as channels",
-                REMEDY,
+                REMEDY.format(measured.shape[-1]),
                 channels=layer.channels,
             )

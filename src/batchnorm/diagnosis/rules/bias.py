@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 from ..finding import Finding
 from ..layer import Layer
-from .rule import Rule, layer_in_model, literal
+from .rule import Rule, literal
+
+LEAVE = "# leave it in a trained model, whose running mean counts on it; build the next one with bias=False"
 
 
 class Bias(Rule):
     name = "bias"
+    needs = "place"
 
     def of_layer(self, layer: Layer) -> Iterator[Finding]:
         place = layer.place
@@ -21,7 +24,8 @@ class Bias(Rule):
             "note",
             f"{literal(place.before_said)} adds a bias to {{channels}} channels, and the mean that is subtracted next "
             "cancels it: beta is the bias",
-            f"{layer_in_model(place.before)}.bias = None  # before training",
+            "{layer}.bias = None  # before training" if layer.is_new else LEAVE,
+            target=place.before,
             confidence=1.0 if place.surely else 0.7,
             channels=layer.channels,
         )

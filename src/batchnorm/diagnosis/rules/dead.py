@@ -8,7 +8,7 @@ import numpy as np
 
 from ..finding import Finding
 from ..layer import Layer
-from .rule import Rule, layer_in_model
+from .rule import Rule
 
 NEAR_ZERO = 1e-3  # of |gamma|, beside a new layer's 1
 # beta below so many |gamma|: of a normal distribution 0.13 % are above 3 standard deviations, and pass the ReLU.
@@ -21,7 +21,7 @@ class Dead(Rule):
 
     def of_layer(self, layer: Layer) -> Iterator[Finding]:
         gamma, beta = layer.gamma, layer.beta
-        if gamma is None or not np.isfinite(gamma).all():
+        if gamma is None or not np.isfinite(gamma).all() or layer.is_new:  # which may begin with a gamma of 0
             return
         scale = np.abs(gamma)
         zero = scale < NEAR_ZERO
@@ -42,7 +42,7 @@ class Dead(Rule):
             layer.name,
             "warning" if share > MANY else "note",
             "{share:.0%} of {channels} channels are dead: " + "; ".join(said),
-            f"{layer_in_model(layer.name)}.weight.abs().argsort()  # prune these first, or lower the weight decay",
+            "print({layer}.weight.abs().argsort())  # prune the first of these, or lower the weight decay",
             confidence=1.0 if rectified or not shut.any() else 0.5,
             share=share,
             channels=layer.channels,

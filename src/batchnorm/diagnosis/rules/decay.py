@@ -11,6 +11,7 @@ from .rule import Rule
 
 class Decay(Rule):
     name = "decay"
+    needs = "optimizer"
 
     def of_layer(self, layer: Layer) -> Iterator[Finding]:
         if layer.place is not None and layer.place.decay > 0:
@@ -19,6 +20,6 @@ class Decay(Rule):
                 "note",
                 "the optimizer decays gamma and beta by {decay:g}: the output fades, where decay of the weights before "
                 "would not change it",
-                f"optimizer = torch.optim.SGD(bn.param_groups(model, {layer.place.decay:g}), lr=LR)",
+                layer.place.undecayed,
                 decay=layer.place.decay,
             )

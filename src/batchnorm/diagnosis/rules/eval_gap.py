@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..finding import Finding
-from .rule import Rule
+from .preprocessing import CHECK
+from .rule import RECALIBRATE, Rule
 
 if TYPE_CHECKING:
     from ..modes import Comparison
@@ -15,26 +16,34 @@ if TYPE_CHECKING:
 # Eval loss beside that in train mode: so many times as large, and by so much.
 WARNING, SERIOUS, LEAST = 1.5, 2.0, 0.05
 
+LARGER = (
+    "loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)  # train with larger batches, shuffled "
+    "and prepared as those of the evaluation"
+)
+
 
 class EvalGap(Rule):
     name = "eval-gap"
 
-    def of_modes(self, comparison: Comparison) -> Iterator[Finding]:
+    def of_modes(self, comparison: Comparison, rescaled: float | None) -> Iterator[Finding]:
         train, evaluated, mended = comparison.train_loss, comparison.eval_loss, comparison.recalibrated_loss
         if math.isfinite(evaluated) and evaluated < max(WARNING * train, train + LEAST):
             return
         serious = not math.isfinite(evaluated) or evaluated > SERIOUS * train
         # Of what eval mode loses, recalibrating gives back this share.
         back = (evaluated - mended) / (evaluated - train) if math.isfinite(evaluated) else float(math.isfinite(mended))
-        cure = "the running statistics are to blame" if back > 0.5 else "the running statistics are not to blame"
+        if rescaled is not None:
+            blame, remedy = "the data are to blame, which are not prepared as those of the training", CHECK
+        elif back > 0.5:
+            blame, remedy = "the running statistics are to blame", RECALIBRATE
+        else:
+            blame, remedy = "the running statistics are not to blame", LARGER
         yield self.found(
             None,
             "serious" if serious else "warning",
             "the loss is {eval_loss:.3g} in eval mode and {train_loss:.3g} in train mode, on the same {batches} "
-            f"batches; recalibrated it would be {{recalibrated_loss:.3g}}: {cure}",
-            "bn.recalibrate(model, batches)"
-            if back > 0.5
-            else "bn.convert(model, sync=True)  # or larger, better shuffled batches, as those of the evaluation",
+            f"batches; recalibrated it would be {{recalibrated_loss:.3g}}: {blame}",
+            remedy,
             confidence=0.95,
             eval_loss=evaluated,
             train_loss=train,

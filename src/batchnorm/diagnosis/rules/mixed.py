@@ -17,6 +17,9 @@ LEAST = 8  # batches
 DISPERSION = 4.0  # variance of the batch means beside that of batches drawn at random, which is 1
 SPLIT = 0.9  # of the variance of the batch means lies between two clusters; of a normal distribution 0.64 does
 DISTANCE = 0.3  # between the clusters, in standard deviations
+# Variance of the batch means beside that of neighbours, which of T shuffled batches is 1 with a standard deviation of
+# 1 / sqrt(T): so many of these above; and the standard deviation of the batch means.
+ORDER, APART, FAR_APART = 4.5, 0.1, 0.5
 REMEDY = (
     "loader = torch.utils.data.DataLoader(dataset, batch_size, shuffle=True)  # each batch of all populations; or a "
     "batch-norm layer for each"
@@ -27,6 +30,21 @@ class Mixed(Rule):
     name = "mixed-populations"
 
     def of_run(self, history: History) -> Iterator[Finding]:
+        order = history.order
+        if history is history.first and order is not None and unshuffled(history):
+            yield self.found(
+                history.info.name,
+                "serious" if order.spread > FAR_APART else "warning",
+                "over the last {steps} recorded steps the batch means vary {ratio:.3g} times as much as from one step "
+                "to the next, by {spread:.2g} standard deviations: the data are not shuffled (sorted by label?), and "
+                "the running statistics are those of the last batches",
+                REMEDY,
+                confidence=0.8,
+                steps=order.steps,
+                ratio=order.ratio,
+                spread=order.spread,
+            )
+            return
         steps, means = history.run.probes(history.info.name, "batch_mean")
         _, variances = history.run.probes(history.info.name, "batch_var")
         if len(steps) and np.isfinite(means[-1]).all() and np.isfinite(variances[-1]).all():
@@ -39,18 +57,10 @@ class Mixed(Rule):
         yield from self._split(history.info.name, mean, var, eps, f"the batches {where}", 0.7, {})
 
     def of_measured(self, layer: Layer, measured: Measured) -> Iterator[Finding]:
-        within = measured.within
-        if measured.batches < LEAST or within is None or not np.isfinite(within).all():
-            return
-        expected = within / measured.samples[:, None]
-        varies = within > 0
-        if not varies.any():
-            return
-        square = (measured.means - measured.mean)[:, varies] ** 2 / expected[:, varies]
-        dispersion = float(square.sum() / (measured.batches - 1) / varies.sum())
+        dispersion = dispersed(measured)
         if dispersion < DISPERSION:
             return
-        eps = layer.settings.eps if layer.settings else 1e-5
+        eps = layer.eps
         found = list(
             self._split(
                 layer.name,
@@ -63,15 +73,17 @@ class Mixed(Rule):
             )
         )
         yield from found
+        spread = float(np.sqrt((measured.means.var(0) / (measured.var + layer.eps)).mean()))
         if not found:
             yield self.found(
                 layer.name,
-                "note",
-                "the batch means vary {dispersion:.3g} times as much as those of batches drawn at random would: the "
-                "data are not shuffled",
+                "warning" if spread > DISTANCE else "note",
+                "the batch means vary {dispersion:.3g} times as much as those of batches drawn at random would, by "
+                "{spread:.2g} standard deviations: the data are not shuffled",
                 REMEDY,
                 confidence=0.8,
                 dispersion=dispersion,
+                spread=spread,
             )
 
     def _split(
@@ -106,6 +118,28 @@ class Mixed(Rule):
                 share=share,
                 **facts,
             )
+
+
+def unshuffled(history: History) -> bool:
+    """Whether the batches of a run come in an order, as the layer nearest to the data shows: it drifts least itself."""
+    order = history.first.order
+    return order is not None and order.ratio > 1 + ORDER / order.steps**0.5 and order.spread > APART
+
+
+def not_random(measured: Measured) -> bool:
+    """Whether the batches are not drawn at random."""
+    return dispersed(measured) >= DISPERSION
+
+
+def dispersed(measured: Measured) -> float:
+    """Variance of the batch means beside that of batches drawn at random; 0 where nobody can tell."""
+    within = measured.within
+    if measured.batches < LEAST or within is None or not np.isfinite(within).all() or not (within > 0).any():
+        return 0.0
+    varies = within > 0
+    expected = within[varies] / measured.samples[:, None]
+    square = (measured.means - measured.mean)[:, varies] ** 2 / expected
+    return float(square.sum() / (measured.batches - 1) / varies.sum())
 
 
 def two_clusters(points: Array) -> tuple[np.ndarray, float]:

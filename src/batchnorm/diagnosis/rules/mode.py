@@ -9,14 +9,16 @@ import numpy as np
 from ..finding import Finding
 from ..history import History
 from ..layer import Layer
-from .rule import Rule, layer_in_model
+from .rule import Rule
 
 LEAST = 2  # evaluations: a single forward may be a try
+MOST = 0.5  # of the steps: so much of a training is not in eval mode on purpose
 RARE = 1 / 3  # of the steps; what happens more often belongs to the training
 
 
 class Mode(Rule):
     name = "mode"
+    needs = "settings"
 
     def of_layer(self, layer: Layer) -> Iterator[Finding]:
         place, settings = layer.place, layer.settings
@@ -26,7 +28,7 @@ class Mode(Rule):
                 "note",
                 "the layer has no running statistics: in eval too, what a sample becomes depends on the {channels} "
                 "channels of the others in its batch",
-                "bn.BatchNorm2d(num_features, track_running_stats=True)",
+                "# leave a trained model as it is; build the next one with track_running_stats=True",
                 channels=layer.channels,
             )
         elif place is None:
@@ -46,11 +48,26 @@ class Mode(Rule):
                 "note",
                 "the layer is in eval mode within a model in train mode, until the next model.train(): {channels} "
                 "channels then thaw",
-                f"bn.freeze({layer_in_model(layer.name)})",
+                "bn.freeze({layer})",
                 channels=layer.channels,
             )
 
     def of_run(self, history: History) -> Iterator[Finding]:
+        if history.asleep is not None:
+            step, steps = history.asleep
+            yield self.found(
+                history.info.name,
+                # Statistics are frozen on purpose too, for the last steps: that nobody can tell apart.
+                "warning" if steps > MOST * len(history.steps) else "note",
+                "after training the layer did not run in train mode in {steps} of {recorded} recorded steps, while its "
+                "gamma and beta had gradients: unless they were frozen on purpose, model.train() is missing after an "
+                "evaluation. In eval mode nothing is measured or tracked, and dropout is off",
+                "model.train()  # before training goes on after an evaluation; to mean it: bn.freeze(model)",
+                since_step=step,
+                confidence=0.8,
+                steps=steps,
+                recorded=len(history.steps),
+            )
         # Forwards in train mode after one optimizer step and before the next: an evaluation adds its batches to them.
         forwards, steps = history.forwards[1:], history.steps[1:]
         if not (forwards > 0).any():

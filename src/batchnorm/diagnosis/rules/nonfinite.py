@@ -12,8 +12,8 @@ from ..layer import Layer
 from .rule import Rule
 
 TRACKED = ("running_mean", "running_var")
-REPAIR = 'bn.recalibrate(model, batches, only="nonfinite")'
-RESTORE = "model.load_state_dict(torch.load(LAST_GOOD_CHECKPOINT, weights_only=True))"
+REPAIR = 'bn.recalibrate(model, batches, only="nonfinite")  # sets the broken channels alone'
+RESTORE = "model.load_state_dict(torch.load(LAST_GOOD_CHECKPOINT, weights_only=True))  # weights of before the fault"
 
 
 class Nonfinite(Rule):

@@ -21,7 +21,7 @@ class Padding(Rule):
     def of_measured(self, layer: Layer, measured: Measured) -> Iterator[Finding]:
         if not measured.batches or measured.padded < SHARE or measured.unpadded is None:
             return
-        eps = layer.settings.eps if layer.settings else 1e-5
+        eps = layer.eps
         shift, ratio = drift(measured.mean, measured.var, *measured.unpadded, eps)
         if shift > MEAN or ratio > VAR:
             yield self.found(
@@ -29,7 +29,7 @@ class Padding(Rule):
                 "warning",
                 "{padded:.0%} of the positions repeat the end of their sequence, as padding does; without them the "
                 "mean would be another by {shift:.2g} standard deviations, the variance by a factor of {factor:.3g}",
-                "y = layer(x, mask=mask)  # of batchnorm's layers, bn.convert(model): True where there are data",
+                "bn.convert(model)\ny = {layer}(x, mask=mask)  # where the model calls it: True where there are data",
                 confidence=0.8,
                 padded=measured.padded,
                 shift=shift,

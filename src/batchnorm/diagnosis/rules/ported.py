@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ..finding import Finding
 from ..layer import Layer
-from .rule import Rule, layer_in_model
+from .rule import Rule
 
 # Frameworks that mean the share of the old have 0.9 (Caffe, Flax 0.99, Keras 0.99, TensorFlow's examples 0.997, 0.999).
 MOST = 0.5
@@ -14,6 +14,7 @@ MOST = 0.5
 
 class Ported(Rule):
     name = "momentum"
+    needs = "settings"
 
     def of_layer(self, layer: Layer) -> Iterator[Finding]:
         settings = layer.settings
@@ -21,13 +22,13 @@ class Ported(Rule):
             return
         if layer.place is not None and layer.place.frozen:
             return
-        momentum, where = settings.momentum, layer_in_model(layer.name)
+        momentum = settings.momentum
         if momentum == 0:
             yield self.found(
                 layer.name,
                 "serious" if layer.is_fresh else "warning",
                 "momentum is {momentum:g}: the running statistics never change",
-                f"{where}.momentum = 0.1",
+                "{layer}.momentum = 0.1",
                 confidence=0.9,
                 momentum=momentum,
             )
@@ -37,7 +38,7 @@ class Ported(Rule):
                 "serious",
                 "momentum is {momentum:g}, which in PyTorch is the share of the new batch: the running statistics are "
                 "those of the last {batches:.2g} batches. Keras and Flax mean the share of the old",
-                f"{where}.momentum = {round(1 - momentum, 6)}",
+                f"{{layer}}.momentum = {round(1 - momentum, 6)}",
                 confidence=0.9,
                 momentum=momentum,
                 batches=(2 - momentum) / momentum,

@@ -21,18 +21,21 @@ class Ranks(Rule):
         first, name = copies[0], copies[0].name
         learned = max(_largest(first, other, ("gamma", "beta")) for other in copies[1:])
         if learned > SAME:
+            # Runs are of ranks or of trainings that have nothing to do with each other; the rest is compared as copies.
+            runs = first.step is not None
             yield self.found(
                 name,
-                "serious",
-                "gamma and beta differ by up to {learned:.3g} between {copies} copies: the replicas are no longer one "
-                "model",
-                "model = torch.nn.parallel.DistributedDataParallel(model)",
+                "note" if runs else "serious",
+                "gamma and beta differ by up to {learned:.3g} between {copies} copies: "
+                + ("another training each, or " if runs else "")
+                + "replicas that are no longer one model",
+                "model = torch.nn.parallel.DistributedDataParallel(model)  # on all ranks, from one checkpoint",
                 learned=learned,
                 copies=len(copies),
             )
             return
         mean_drift = log_ratio = 0.0
-        eps = first.settings.eps if first.settings else 1e-5
+        eps = first.eps
         pairs = [(copy.running_mean, copy.running_var) for copy in copies]
         tracked = [(mean, var) for mean, var in pairs if mean is not None and var is not None]
         for mean, var in tracked[1:]:
@@ -44,7 +47,7 @@ class Ranks(Rule):
                 "serious" if mean_drift > MEAN_SERIOUS or log_ratio > VAR_SERIOUS else "warning",
                 "gamma and beta are the same in {copies} copies, but the running means differ by {mean_drift:.2g} "
                 "standard deviations, the variances by a factor of {var_factor:.3g}: each rank evaluates another model",
-                "bn.pool_buffers(model)  # on all ranks, before evaluating; or train with bn.convert(model, sync=True)",
+                "bn.pool_buffers(model)  # on all ranks, which then agree; changes what eval mode computes",
                 copies=len(copies),
                 mean_drift=mean_drift,
                 var_factor=float(np.exp(log_ratio)),

@@ -9,11 +9,15 @@ import numpy as np
 
 from ..finding import Finding
 from ..layer import Layer
-from .rule import Rule, layer_in_model
+from .rule import Rule
 
 # Where eps is a tenth of the variance, the output's standard deviation is 5 % less than |gamma|.
 NEAR = 0.1
 MANY = 0.5  # of the channels
+LEAVE = (
+    "# leave eps: a trained model computes with it, and another one changes the outputs; to normalise these channels, "
+    "train again with a smaller eps or a larger input"
+)
 
 
 class SmallVariance(Rule):
@@ -23,18 +27,19 @@ class SmallVariance(Rule):
         var = layer.running_var
         if var is None or not (var >= 0).all():
             return
-        eps = layer.settings.eps if layer.settings else 1e-5
+        eps = layer.eps
         constant, near = float((var <= eps).mean()), float((var * NEAR <= eps).mean())
         facts: dict[str, Any] = {"eps": eps, "constant": constant, "near": near, "median": float(np.median(var))}
-        known = 1.0 if layer.settings else 0.6
+        known, assumed = 1.0 if layer.settings else 0.6, layer.assumes("eps")
         if near > MANY:
             yield self.found(
                 layer.name,
-                "warning",
+                "warning" if layer.settings else "note",
                 "eps is {eps:g}, and the median running variance {median:.3g}: in {near:.0%} of the channels eps is "
                 "more than a tenth of the variance, so their output is not normalised",
-                f"{layer_in_model(layer.name)}.eps = {_smaller(eps, facts['median'])}",
+                LEAVE,
                 confidence=0.8 * known,
+                assumed=assumed,
                 **facts,
             )
         elif constant:
@@ -43,13 +48,8 @@ class SmallVariance(Rule):
                 "note",
                 "{constant:.0%} of the channels have a running variance of at most eps, {eps:g}: they are constant, "
                 "and carry nothing but beta",
-                f"{layer_in_model(layer.name)}.running_var <= {eps:g}  # prune these, or mend what feeds them",
+                f"print({{layer}}.running_var <= {eps:g})  # prune these, or mend what feeds them",
                 confidence=known,
+                assumed=assumed,
                 **facts,
             )
-
-
-def _smaller(eps: float, variance: float) -> str:
-    """A power of ten that is a thousandth of the variance or less; float32 has nothing below 1e-38 to offer."""
-    wanted = max(variance, 1e-30) * 1e-3
-    return f"{min(eps, 10.0 ** np.floor(np.log10(wanted))):.0e}"

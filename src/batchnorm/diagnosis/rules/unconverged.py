@@ -8,15 +8,14 @@ import numpy as np
 
 from ..finding import Finding, Severity
 from ..history import History
-from ..layer import TORCH_MOMENTUM, Layer, drift
+from ..layer import Layer, drift
 from ..measured import Measured
-from .rule import Rule
+from .rule import RECALIBRATE, Rule
 
 LEFTOVER = 0.01  # of the initial 0 and 1 in the running statistics
 # Drift of a layer: of the mean in standard deviations, of the variance as |log ratio|, root mean square over channels.
 MEAN_WARNING, MEAN_SERIOUS = 0.25, 0.5
 VAR_WARNING, VAR_SERIOUS = 0.35, 0.7
-REMEDY = "bn.recalibrate(model, batches)"
 
 
 class Unconverged(Rule):
@@ -27,14 +26,14 @@ class Unconverged(Rule):
         mean, var, updates = layer.running_mean, layer.running_var, layer.updates
         if mean is None or var is None or not updates or layer.is_fresh:
             return
-        momentum = layer.settings.momentum if layer.settings else TORCH_MOMENTUM
+        momentum = layer.momentum
         if momentum is None or not 0 < momentum < 1:
             return
         leftover = (1 - momentum) ** updates
         if leftover <= LEFTOVER or not (np.isfinite(mean).all() and np.isfinite(var).all()):
             return
         # If they began as 0 and 1, this is what would be there without that beginning.
-        eps = layer.settings.eps if layer.settings else 1e-5
+        eps = layer.eps
         true_mean, true_var = mean / (1 - leftover), (var - leftover) / (1 - leftover)
         if (true_var < -1e-6).any():
             return  # then they did not
@@ -51,9 +50,10 @@ class Unconverged(Rule):
             + "{leftover:.1%} of the running statistics are still the initial 0 and 1, after {updates} batches with "
             "momentum {momentum:g}: the mean is off by {mean_drift:.2g} standard deviations, the variance by a factor "
             "of {var_factor:.3g}",
-            REMEDY,
+            RECALIBRATE,
             since_step=0 if shown else None,
             confidence=0.9 if shown else 0.6 if layer.settings else 0.5,
+            assumed=layer.assumes("momentum"),
             leftover=leftover,
             updates=updates,
             momentum=momentum,
@@ -62,6 +62,8 @@ class Unconverged(Rule):
         )
 
     def of_run(self, history: History) -> Iterator[Finding]:
+        if history.asleep is not None:
+            return  # what it is given has moved on since, and it normalises without it
         layer = history.layer
         if layer.running_mean is None or layer.running_var is None or history.recent is None:
             return
@@ -77,24 +79,28 @@ class Unconverged(Rule):
     def of_measured(self, layer: Layer, measured: Measured) -> Iterator[Finding]:
         if layer.running_mean is None or layer.running_var is None or layer.settings is None or not measured.batches:
             return
+        if measured.rescaled is not None:
+            return  # that other data measure something else says nothing of the statistics
         yield from self._drifted(
             layer.name,
             *drift(layer.running_mean, layer.running_var, measured.mean, measured.var, layer.settings.eps),
             f"what {measured.batches} batches measure",
             0.95,
+            new=layer.is_new,
         )
 
     def _drifted(
-        self, layer: str, mean_drift: float, log_ratio: float, against: str, confidence: float
+        self, layer: str, mean_drift: float, log_ratio: float, against: str, confidence: float, new: bool = False
     ) -> Iterator[Finding]:
         severity = _severity(mean_drift, log_ratio)
         if severity:
             yield self.found(
                 layer,
-                severity,
-                f"the running statistics are not {against}: the mean is off by {{mean_drift:.2g}} standard deviations, "
-                "the variance by a factor of {var_factor:.3g} (root mean square over the channels)",
-                REMEDY,
+                "note" if new else severity,
+                ("nothing has been tracked yet: " if new else "")
+                + f"the running statistics are not {against}: the mean is off by {{mean_drift:.2g}} standard "
+                "deviations, the variance by a factor of {var_factor:.3g} (root mean square over the channels)",
+                RECALIBRATE,
                 confidence=confidence,
                 mean_drift=mean_drift,
                 var_factor=float(np.exp(log_ratio)),

@@ -15,7 +15,13 @@ from .rule import Rule
 
 FAR = 0.25  # from one update a step
 LEAST_PAIRS = 5
-REMEDY = "with bn.no_update(model):  # around a forward that is no step of its own; micro-batches: bn.accumulate(model)"
+CONVERT = "bn.convert(model)  # activation checkpointing: our layers tell a recomputation"
+REMEDY = f"""with bn.accumulate(model):  # the micro-batches of one step
+    for batch in micro_batches:
+        model(batch)
+with bn.no_update(model):  # a forward that is no step of its own
+    model(batch)
+{CONVERT}"""
 
 
 class Updates(Rule):
@@ -54,7 +60,7 @@ class Updates(Rule):
                 layer.name,
                 "warning",
                 f"one step updates the running statistics {{updates}} times{shared}",
-                REMEDY if measured.calls > 1 else "bn.convert(model)  # our layers do not track a recomputation",
+                REMEDY if measured.calls > 1 else CONVERT,
                 updates=measured.updates,
                 calls=measured.calls,
             )

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from ...mixin import BatchNorm
 from ...nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ...nn.renorm import Renorm
+from .keras_config import complete
+from .keras_file import read
 from .renorm import AVERAGES, renormalize_as_keras
 from .values import Values, array_of, values_of
 
-_DEFAULTS = {"axis": -1, "momentum": 0.99, "epsilon": 1e-3, "synchronized": False, "trainable": True}
-_DEFAULTS |= {"renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99}
 _ORDER = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
@@ -36,15 +36,18 @@ def from_keras(
             moving_variance, the first two where there are any. Names may have a path before them and ":0" after.
         ndim: of the input, batch and channels included; a layer that has seen one knows it.
         channel_dim: where the channels are, if not where Keras has them: 1 for PyTorch's (N, C, H, W).
-        config: in place of what the layer's config says or, where there is none, of Keras's defaults.
+        config: in place of what the layer's config says or, where there is none, of Keras's defaults: axis, momentum,
+            epsilon, center, scale, synchronized, trainable, renorm, renorm_clipping, renorm_momentum, or TensorFlow's
+            virtual_batch_size.
 
     Warns:
-        UserWarning: the layer has renorm=True, and the averages that Keras renormalizes with are not among the vectors,
-            or rmin is not 1 / rmax: in training ours will differ then, in eval mode it is the same.
+        UserWarning: in training ours will differ, in eval mode it is the same: the layer has a virtual_batch_size; or
+            renorm=True, and the averages that Keras renormalizes with are not among the vectors, or rmin is not
+            1 / rmax. Or the config has regularizers, constraints, or entries that nobody knows, which are passed over.
 
     Raises:
-        ValueError: vectors that are missing, unknown or of different sizes; no ndim.
-        TypeError: the layer is none of these.
+        ValueError: vectors that are missing, unknown or of different sizes; no ndim; several axes of channels.
+        TypeError: the layer is none of these; or an argument that is no entry of the config.
 
     Example:
         >>> arrays = {"gamma": [1.0, 2.0], "moving_mean": [5.0, 6.0], "moving_variance": [1.0, 4.0]}
@@ -52,27 +55,28 @@ def from_keras(
         >>> type(layer).__name__, layer.eps, round(layer.momentum, 9), layer.unbiased, layer.channel_dim, layer.beta
         ('BatchNorm2d', 0.001, 0.01, False, -1, None)
     """
+    own: Mapping[str, Any]
     if isinstance(layer, Mapping):
         given = dict(layer)
-        config = {**given.pop("config", {}), **config}
+        own = given.pop("config", {})
         weights = given.pop("weights", given)
     elif hasattr(layer, "get_config") and hasattr(layer, "get_weights"):
-        config = {**layer.get_config(), **config}
+        own = layer.get_config()
         weights = layer.get_weights()
         ndim = ndim or getattr(getattr(layer, "input_spec", None), "ndim", None)
     else:
         raise TypeError(f"expected a Keras layer or a dict, but got {type(layer).__name__}")
-    config = {**_DEFAULTS, **config}
+    config = complete(own, config)
     named = _named(weights, config)
-    axis = config["axis"]
     result = Values(
         *(named.get(name) for name in _ORDER),
-        axis=axis if isinstance(axis, int) else _single(axis),
+        axis=config["axis"],
         eps=config["epsilon"],
         decay=config["momentum"],
         sync=config["synchronized"],
         trainable=config["trainable"],
         renorm=_renorm(config, named),
+        virtual_batch_size=config["virtual_batch_size"],
     ).layer(ndim, channel_dim)
     averages = {name: array_of(name, named.get(name)) for name in AVERAGES}
     found = {name: array for name, array in averages.items() if array is not None}
@@ -84,19 +88,31 @@ def from_keras(
 def from_keras_model(model: Any, **options: Any) -> dict[str, BatchNorm1d | BatchNorm2d | BatchNorm3d]:
     """Every BatchNormalization layer of a Keras model, by its path in it, as layers of ours.
 
+    A file is read without Keras, and nothing that is in it is run: its config is JSON, and its weights are HDF5.
+
     Args:
-        model: a Keras model, or the path of a .keras or .h5 file, which needs Keras to be installed. Keras loads it
-            with safe_mode=True; a file may still be made to run code, so take none from people you do not trust.
-        options: of `from_keras`, for all layers.
+        model: a Keras model; or the path of a .keras, .h5 or .hdf5 file that its save() wrote, of Keras 2 or 3, which
+            needs h5py (`pip install 'batchnorm[keras]'`).
+        options: of `from_keras`, for all layers; with `ndim` where the file does not tell it.
+
+    Warns:
+        UserWarning: there is none; or the file has vectors of others in layers of a class of one's own.
 
     Raises:
-        ModuleNotFoundError: a path, and Keras is not installed.
+        ModuleNotFoundError: a path, and h5py is not installed.
+        ValueError: the file is no such file, or has not the weights of a layer.
     """
     if isinstance(model, (str, os.PathLike)):
-        import keras  # pyright: ignore[reportMissingImports]
-
-        model = keras.models.load_model(model, compile=False, safe_mode=True)
-    return {path: from_keras(layer, **options) for path, layer in _batch_norms(model, "")}
+        stored = read(model)
+        found = {
+            path: from_keras({"config": layer.config, "weights": layer.weights}, **{"ndim": layer.ndim, **options})
+            for path, layer in stored.items()
+        }
+    else:
+        found = {path: from_keras(layer, **options) for path, layer in _batch_norms(model, "")}
+    if not found:
+        warnings.warn("the model has no BatchNormalization layer", stacklevel=2)
+    return found
 
 
 class KerasLayer(NamedTuple):
@@ -183,11 +199,6 @@ def _renorm(config: Mapping[str, Any], named: Mapping[str, Any]) -> Renorm | Non
             f"in training this layer will differ from Keras's, for {why}; the same in eval mode", stacklevel=3
         )
     return Renorm(limits["rmax"], limits["dmax"])
-
-
-def _single(axis: Any) -> int:
-    (axis,) = axis  # as older versions of Keras have it
-    return axis
 
 
 def _batch_norms(model: Any, prefix: str) -> list[tuple[str, Any]]:

@@ -42,6 +42,7 @@ class Values:
     sync: bool = False
     trainable: bool = True
     renorm: Renorm | None = None
+    virtual_batch_size: int | None = None
 
     def layer(self, ndim: int | None, channel_dim: int | None) -> BatchNorm1d | BatchNorm2d | BatchNorm3d:
         """A layer of ours that does what the original does."""
@@ -69,6 +70,7 @@ class Values:
             channel_dim=self.axis if channel_dim is None else channel_dim,
             sync=self.sync,
             renorm=self.renorm,
+            virtual_batch_size=self.virtual_batch_size,
         )
         into = {"gamma": layer.weight, "beta": layer.bias, "mean": layer.running_mean, "var": layer.running_var}
         with torch.no_grad():
