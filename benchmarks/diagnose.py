@@ -338,7 +338,7 @@ FAULTS: tuple[tuple[Callable[[int], Planted], tuple[str, ...]], ...] = (
     (momentum_too_small, ("unconverged",)),
     (few_batches_tracked, ("unconverged",)),
     (statistics_of_other_weights, ("unconverged",)),
-    (other_preprocessing, ("preprocessing",)),
+    (other_preprocessing, ("preprocessing", "unconverged")),
     (values_up_to_255, ("preprocessing",)),
     (nan_batch, ("nonfinite",)),
     (freeze_leak, ("freeze-leak",)),
