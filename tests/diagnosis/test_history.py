@@ -259,7 +259,7 @@ class Images(nn.Module):
         return self.bn(self.conv(x)).relu().mean((2, 3)).sum(1)
 
 
-@pytest.mark.parametrize(("size", "expected"), [(1, True), (2, True), (32, False)])
+@pytest.mark.parametrize(("size", "expected"), [(1, True), (2, True), (16, False)])
 def test_a_run_with_few_images_a_batch(tmp_path, size, expected):
     torch.manual_seed(0)
     model = Images()

@@ -182,6 +182,9 @@ def test_a_fresh_model_is_healthy(init, frozen):
     with_loss = bn.diagnose(model, batches, loss=lambda output, _: output.square().mean())
     assert worst(with_loss) == {"note"}
     assert {finding.rule for finding in with_loss} == {"unconverged"}
+    for x, _ in 20 * batches:
+        model(x)
+    assert bn.diagnose(model) == []  # tracked, not trained
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_efficientnet", "mobilenetv3_small_050", "regnety_002"])
@@ -319,6 +322,7 @@ def test_what_a_checkpoint_does_not_hold_is_assumed():
 def test_a_share_that_is_not_0_is_not_printed_as_0(dead, said):
     layer = nn.BatchNorm1d(1024)
     layer.running_mean += 1
+    nn.init.uniform_(layer.bias)
     layer.weight.data[:dead] = 0
     (found,) = bn.diagnose(layer)
     assert found.evidence.startswith(f"{said} of 1024 channels")
