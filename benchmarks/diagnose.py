@@ -229,8 +229,8 @@ def small_batches(seed: int) -> Planted:
     yield from judged(Training(seed, model="mlp", batch=4), "run", "batches")
 
 
-def batches_of_two_images(seed: int) -> Planted:
-    yield from judged(Training(seed, model="cnn", batch=2), "run", "batches")
+def batches_of_one_image(seed: int) -> Planted:
+    yield from judged(Training(seed, model="cnn", batch=1), "run", "batches")
 
 
 class Sorted(Training):
@@ -338,7 +338,7 @@ FAULTS: tuple[tuple[Callable[[int], Planted], tuple[str, ...]], ...] = (
     (momentum_too_small, ("unconverged",)),
     (few_batches_tracked, ("unconverged",)),
     (statistics_of_other_weights, ("unconverged",)),
-    (other_preprocessing, ("preprocessing",)),
+    (other_preprocessing, ("preprocessing", "unconverged")),
     (values_up_to_255, ("preprocessing",)),
     (nan_batch, ("nonfinite",)),
     (freeze_leak, ("freeze-leak",)),
@@ -346,7 +346,7 @@ FAULTS: tuple[tuple[Callable[[int], Planted], tuple[str, ...]], ...] = (
     (recomputation, ("updates",)),
     (accumulation, ("updates",)),
     (small_batches, ("few-values",)),
-    (batches_of_two_images, ("few-values",)),
+    (batches_of_one_image, ("few-values",)),
     (sorted_labels, ("mixed-populations",)),
     (train_mode_forgotten, ("mode",)),
     (last_batch_of_one, ("few-values",)),

@@ -182,6 +182,9 @@ def test_a_fresh_model_is_healthy(init, frozen):
     with_loss = bn.diagnose(model, batches, loss=lambda output, _: output.square().mean())
     assert worst(with_loss) == {"note"}
     assert {finding.rule for finding in with_loss} == {"unconverged"}
+    for x, _ in 20 * batches:
+        model(x)
+    assert bn.diagnose(model) == []  # tracked, not trained
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_efficientnet", "mobilenetv3_small_050", "regnety_002"])
@@ -296,6 +299,24 @@ def test_layers_that_share_a_fault_share_a_finding():
     assert [layer.momentum for layer in layers] == [0.01] * 49 + [0.1]
 
 
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.NAdam])
+def test_without_decay_the_optimizer_is_the_same(make):
+    model = trained()
+    options = {"betas": (0.8, 0.99)} if make in (torch.optim.AdamW, torch.optim.NAdam) else {"momentum": 0.7}
+    theirs = make(model.parameters(), lr=0.03, weight_decay=0.02, **options)
+    (found,) = bn.diagnose(model, optimizer=theirs)
+    names = {"bn": bn, "torch": torch, "model": model}
+    exec(found.remedy, names)
+    ours = names["optimizer"]
+    assert type(ours) is make
+    spared = {id(model[1].weight), id(model[1].bias)}
+    for group in ours.param_groups:
+        before = {key: value for key, value in theirs.param_groups[0].items() if key not in ("params", "weight_decay")}
+        assert {key: group[key] for key in before} == before
+        assert group["weight_decay"] == (0.0 if spared & {id(p) for p in group["params"]} else 0.02)
+    assert "decay" not in {finding.rule for finding in bn.diagnose(model, optimizer=ours)}
+
+
 def test_layers_with_other_remedies_have_findings_of_their_own():
     model = nn.Sequential(nn.BatchNorm1d(4, momentum=0.99), nn.BatchNorm1d(4, momentum=0.9), nn.BatchNorm1d(4))
     assert [finding.layers for finding in bn.diagnose(model)] == [("0",), ("1",)]
@@ -319,6 +340,7 @@ def test_what_a_checkpoint_does_not_hold_is_assumed():
 def test_a_share_that_is_not_0_is_not_printed_as_0(dead, said):
     layer = nn.BatchNorm1d(1024)
     layer.running_mean += 1
+    nn.init.uniform_(layer.bias)
     layer.weight.data[:dead] = 0
     (found,) = bn.diagnose(layer)
     assert found.evidence.startswith(f"{said} of 1024 channels")

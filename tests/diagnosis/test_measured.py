@@ -193,6 +193,17 @@ def test_other_preprocessing_is_not_blamed_on_the_statistics(scale, shift):
     assert not any("recalibrate" in finding.remedy for finding in found)
 
 
+def test_the_data_are_to_be_checked_where_already_the_first_layer_differs():
+    batches = data()
+    model = trained(batches)
+    moved = [(x + torch.tensor([9.0, 0, 0, 0, 0, 0]), y) for x, y in batches]
+    found = [f for f in bn.diagnose(model, moved, loss=F.cross_entropy) if f.rule in ("unconverged", "eval-gap")]
+    assert len(found) == 2
+    for finding in found:
+        assert finding.remedy.splitlines()[0].startswith("# prepare the batches as those of the training")
+        assert finding.remedy.splitlines()[-1].startswith("bn.recalibrate")
+
+
 def test_unshuffled_batches():
     batches = data()
     x = torch.cat([x for x, _ in batches])

@@ -19,8 +19,9 @@ from .findings import Findings
 from .history import histories
 from .judged import judged
 from .layer import USUAL, Layer
+from .measured import Inputs
 from .rules import SETTLED, judge
-from .rules.preprocessing import rescaled
+from .rules.preprocessing import inputs_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -217,8 +218,8 @@ def _run(case: _Case, model: Any, layers: Any, batches: Any, call: Any, loss: An
 
     batches = batches if not isinstance(batches, Iterator) else list(islice(batches, max_batches))
     measured = measure(unwrapped(model), layers, batches, call, loss, max_batches)
-    scale = next((rescaled(*each) for each in measured if each[1].order == 0), None)
-    measured = [(layer, replace(of_layer, rescaled=scale)) for layer, of_layer in measured]
+    inputs = next((inputs_of(*each) for each in measured if each[1].order == 0), Inputs())
+    measured = [(layer, replace(of_layer, inputs=inputs)) for layer, of_layer in measured]
     settled = {layer.name for layer, of_layer in measured if of_layer.batches}
     case.found = [each for each in case.found if not (each.rule in SETTLED and each.layer in settled)]
     case.known.add("measured")
@@ -231,13 +232,15 @@ def _run(case: _Case, model: Any, layers: Any, batches: Any, call: Any, loss: An
     if loss is None:
         return
     # Before training, eval mode is worse: nothing is wrong with that.
-    if all(layer.is_new for layer, _ in measured):
+    if not measured:
+        case.miss("the loss of both modes: no layer was measured")
+    elif all(layer.is_new for layer, _ in measured):
         case.miss("the loss of both modes: no layer that ran has been trained")
     elif not any(of_layer.batches for _, of_layer in measured):
         case.miss("the loss of both modes: batches of one value a channel each cannot be run in train mode")
     else:
         case.known.add("modes")
-        case.judge("modes", compare_modes(model, batches, loss, call=call, max_batches=max_batches), scale)
+        case.judge("modes", compare_modes(model, batches, loss, call=call, max_batches=max_batches), inputs)
 
 
 def _is_module(source: Any) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,18 @@ from numpy.typing import NDArray
 from .layer import Array
 
 Counts = NDArray[np.int64]
+
+
+class Inputs(NamedTuple):
+    """How the data compare with those of the training, as the layer nearest to them tells.
+
+    Attributes:
+        scale: how many times as large they are; None where they are not, or nobody can tell.
+        moved: whether that layer measures something else than it tracked.
+    """
+
+    scale: float | None = None
+    moved: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,7 @@ class Measured:
         padded: share of the positions that are a repeated tail of their sequence; 0 where it cannot be told.
         unpadded: mean and variance without these, (C,).
         order: 0 of the layer that ran first, 1 of the next.
-        rescaled: how many times as large the inputs are as those of the training; None where they are like them.
+        inputs: how the data compare with those of the training.
     """
 
     counts: Counts
@@ -48,7 +61,7 @@ class Measured:
     padded: float = 0.0
     unpadded: tuple[Array, Array] | None = None
     order: int = 0
-    rescaled: float | None = None
+    inputs: Inputs = field(default_factory=Inputs)
 
     @property
     def batches(self) -> int:

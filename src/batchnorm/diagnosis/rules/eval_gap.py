@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..finding import Finding
-from .preprocessing import CHECK
+from .preprocessing import CHECK, CHECK_FIRST
 from .rule import RECALIBRATE, Rule
 
 if TYPE_CHECKING:
+    from ..measured import Inputs
     from ..modes import Comparison
 
 # Eval loss beside that in train mode: so many times as large, and by so much.
@@ -25,15 +26,18 @@ LARGER = (
 class EvalGap(Rule):
     name = "eval-gap"
 
-    def of_modes(self, comparison: Comparison, rescaled: float | None) -> Iterator[Finding]:
+    def of_modes(self, comparison: Comparison, inputs: Inputs) -> Iterator[Finding]:
         train, evaluated, mended = comparison.train_loss, comparison.eval_loss, comparison.recalibrated_loss
         if math.isfinite(evaluated) and evaluated < max(WARNING * train, train + LEAST):
             return
         serious = not math.isfinite(evaluated) or evaluated > SERIOUS * train
         # Of what eval mode loses, recalibrating gives back this share.
         back = (evaluated - mended) / (evaluated - train) if math.isfinite(evaluated) else float(math.isfinite(mended))
-        if rescaled is not None:
+        if inputs.scale is not None:
             blame, remedy = "the data are to blame, which are not prepared as those of the training", CHECK
+        elif back > 0.5 and inputs.moved:
+            blame = "the running statistics are to blame, or data that are not prepared as those of the training"
+            remedy = CHECK_FIRST
         elif back > 0.5:
             blame, remedy = "the running statistics are to blame", RECALIBRATE
         else:

@@ -16,7 +16,7 @@ from .rule import Rule
 # Standard deviation of the batch mean in standard deviations of the data: 1 / sqrt(n) of n independent values.
 NOISE_WARNING, NOISE_SERIOUS = 0.3, 0.5  # 11 and 4 independent values
 # Standard deviation of the log of the batch variance: sqrt(2 / n) of n independent normal values.
-SHAKE_WARNING, SHAKE_SERIOUS = 0.33, 0.5  # 18 and 8
+SHAKE_WARNING, SHAKE_SERIOUS = 0.4, 0.6  # 12 and 6
 FEW = 16  # values a channel
 LEAST = 8  # batches, for a standard deviation over them
 FEW_ITEMS = 2
@@ -46,7 +46,7 @@ class FewValues(Rule):
             # Two populations, or an order of the data, are no noise.
             if two_clusters((means - means.mean(0)) / np.sqrt(spread))[1] < SPLIT and not unshuffled(history):
                 yield from self._noisy(name, square / spread, logs, usual)
-        if usual < FEW:
+        if usual <= FEW:
             yield self.found(
                 name, "warning", "a batch has {values:g} values a channel", REMEDY, confidence=0.6, values=usual
             )
@@ -100,7 +100,8 @@ class FewValues(Rule):
 
     def _noisy(self, name: str, means: np.ndarray, logs: np.ndarray, usual: float) -> Iterator[Finding]:
         """Judge by the variance of the batch mean, in variances of the data, and of the log of the batch variance."""
-        noise, shake = float(np.sqrt(means.mean())), float(np.sqrt(logs.mean()))
+        # The median of the logs, which those of channels that are nearly constant do not move.
+        noise, shake = float(np.sqrt(means.mean())), float(np.sqrt(np.median(logs)))
         if noise > NOISE_WARNING or shake > SHAKE_WARNING:
             worth = 1 / max(noise**2, shake**2 / 2)
             alike = ", which are alike (few samples, or data that are not shuffled)" if usual > ALIKE * worth else ""

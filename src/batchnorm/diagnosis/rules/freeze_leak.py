@@ -26,8 +26,8 @@ class FreezeLeak(Rule):
         place, settings = layer.place, layer.settings
         if place is None or settings is None or place.learns or place.frozen:
             return
-        # One gamma and beta that never learn are a design: their statistics have to be tracked, as a new layer's have.
-        if layer.is_plain or layer.is_fresh:
+        # Gamma and beta that never learn are a design: their statistics have to be tracked, as a new layer's have.
+        if not layer.has_learned or layer.is_fresh:
             return
         if not settings.tracks or settings.momentum == 0 or layer.gamma is None:
             return

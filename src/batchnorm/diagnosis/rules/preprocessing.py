@@ -8,21 +8,24 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..finding import Finding
-from ..layer import Layer
-from ..measured import Measured
-from .rule import Rule
+from ..layer import Array, Layer, drift
+from ..measured import Inputs, Measured
+from .rule import RECALIBRATE, Rule
 
 # Log of how many times as large the variance is in the layer nearest to the data, the median of its channels; and how
 # far the channels may be apart in it, as a share of that: another scale of the inputs is the same for all.
 RATIO, APART = math.log(3), 0.25
+MEAN, VAR = 0.5, 0.7  # as serious as `unconverged`: standard deviations, |log ratio|
 CHECK = "# prepare the batches as those of the training: the same range (x / 255?), then the same mean and std"
+CHECK_FIRST = f"{CHECK}\n# only if they are:\n{RECALIBRATE}"
 
 
 class Preprocessing(Rule):
     name = "preprocessing"
 
     def of_measured(self, layer: Layer, measured: Measured) -> Iterator[Finding]:
-        if measured.order == 0 and measured.rescaled is not None:
+        scale = measured.inputs.scale
+        if measured.order == 0 and scale is not None:
             yield self.found(
                 layer.name,
                 "serious",
@@ -31,27 +34,28 @@ class Preprocessing(Rule):
                 "Recalibrating would fit the model to data that are prepared otherwise",
                 CHECK,
                 confidence=0.9,
-                scale=measured.rescaled,
-                factor=measured.rescaled**2,
+                scale=scale,
+                factor=scale**2,
             )
 
 
-def rescaled(layer: Layer, measured: Measured) -> float | None:
-    """How many times as large the inputs are as those that the layer tracked; None if they are not, or nobody can tell.
-
-    Args:
-        layer: the one that ran first.
-        measured: what batches measure in it.
-    """
-    var = layer.running_var
-    if var is None or not measured.batches or layer.is_fresh or not np.isfinite(var).all():
-        return None
+def inputs_of(layer: Layer, measured: Measured) -> Inputs:
+    """How the data compare with those that the layer tracked, which is the one that ran first."""
+    mean, var = layer.running_mean, layer.running_var
+    if mean is None or var is None or not measured.batches or layer.is_fresh or not np.isfinite(var).all():
+        return Inputs()
     if layer.updates is not None and layer.momentum is not None and (1 - layer.momentum) ** layer.updates > 0.01:
-        return None  # much of it is the initial 1
-    kept = (var > layer.eps) & (measured.var > layer.eps)
+        return Inputs()  # much of it is the initial 0 and 1
+    shift, log_ratio = drift(mean, var, measured.mean, measured.var, layer.eps)
+    return Inputs(_scale(var, measured.var, layer.eps), shift > MEAN or log_ratio > VAR)
+
+
+def _scale(var: Array, measured: Array, eps: float) -> float | None:
+    """By which factor all channels' standard deviations differ, if it is one for all, and large."""
+    kept = (var > eps) & (measured > eps)
     if kept.mean() < 0.5:
         return None
-    ratios = np.log(measured.var[kept] / var[kept])
+    ratios = np.log(measured[kept] / var[kept])
     ratio = float(np.median(ratios))
     if abs(ratio) < RATIO or float(np.median(np.abs(ratios - ratio))) > APART * abs(ratio):
         return None

@@ -11,7 +11,7 @@ from ..finding import Finding, Remedy, Severity, written
 if TYPE_CHECKING:
     from ..history import History
     from ..layer import Layer
-    from ..measured import Measured
+    from ..measured import Inputs, Measured
     from ..modes import Comparison
 
 RECALIBRATE = "bn.recalibrate(model, batches)  # of training data; changes what eval mode computes"
@@ -44,8 +44,8 @@ class Rule:
         """Judge a layer of a model by what batches measure in it."""
         yield from ()
 
-    def of_modes(self, comparison: Comparison, rescaled: float | None) -> Iterator[Finding]:
-        """Judge the loss of a model in train and in eval mode, on inputs that may be `Measured.rescaled`."""
+    def of_modes(self, comparison: Comparison, inputs: Inputs) -> Iterator[Finding]:
+        """Judge the loss of a model in train and in eval mode, on such inputs."""
         yield from ()
 
     def of_copies(self, copies: Sequence[Layer]) -> Iterator[Finding]:

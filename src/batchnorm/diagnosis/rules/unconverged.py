@@ -10,6 +10,7 @@ from ..finding import Finding, Severity
 from ..history import History
 from ..layer import Layer, drift
 from ..measured import Measured
+from .preprocessing import CHECK_FIRST
 from .rule import RECALIBRATE, Rule
 
 LEFTOVER = 0.01  # of the initial 0 and 1 in the running statistics
@@ -79,7 +80,7 @@ class Unconverged(Rule):
     def of_measured(self, layer: Layer, measured: Measured) -> Iterator[Finding]:
         if layer.running_mean is None or layer.running_var is None or layer.settings is None or not measured.batches:
             return
-        if measured.rescaled is not None:
+        if measured.inputs.scale is not None:
             return  # that other data measure something else says nothing of the statistics
         yield from self._drifted(
             layer.name,
@@ -87,10 +88,18 @@ class Unconverged(Rule):
             f"what {measured.batches} batches measure",
             0.95,
             new=layer.is_new,
+            remedy=CHECK_FIRST if measured.inputs.moved else RECALIBRATE,
         )
 
     def _drifted(
-        self, layer: str, mean_drift: float, log_ratio: float, against: str, confidence: float, new: bool = False
+        self,
+        layer: str,
+        mean_drift: float,
+        log_ratio: float,
+        against: str,
+        confidence: float,
+        new: bool = False,
+        remedy: str = RECALIBRATE,
     ) -> Iterator[Finding]:
         severity = _severity(mean_drift, log_ratio)
         if severity:
@@ -100,7 +109,7 @@ class Unconverged(Rule):
                 ("nothing has been tracked yet: " if new else "")
                 + f"the running statistics are not {against}: the mean is off by {{mean_drift:.2g}} standard "
                 "deviations, the variance by a factor of {var_factor:.3g} (root mean square over the channels)",
-                RECALIBRATE,
+                remedy,
                 confidence=confidence,
                 mean_drift=mean_drift,
                 var_factor=float(np.exp(log_ratio)),
