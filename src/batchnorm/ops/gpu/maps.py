@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .activations import NONE, activated
-from .values import BIAS, MEAN_DZ, MEAN_HIGH, MEAN_LOW, SCALE, SLOPE_DZ, constant, dz_of, reach, shifted
+from .values import BIAS, MEAN_DZ, MEAN_HIGH, MEAN_LOW, SCALE, SLOPE_DZ, constant, dz_of, reach
 
 
 @triton.jit
@@ -90,8 +90,16 @@ def maps(
     if PLANES:
         start = tile.to(tl.int64) * (channel * ALIGN)
         x += tile.to(tl.int64) * (x_channel * ALIGN)
-        dy, residual, y = shifted(dy, start), shifted(residual, start), shifted(y, start)
-        dx, dresidual = shifted(dx, start), shifted(dresidual, start)
+        if dy is not None:
+            dy += start
+        if residual is not None:
+            residual += start
+        if y is not None:
+            y += start
+        if dx is not None:
+            dx += start
+        if dresidual is not None:
+            dresidual += start
     high, low = (
         constant(constants, MEAN_HIGH, own, every, channels),
         constant(constants, MEAN_LOW, own, every, channels),

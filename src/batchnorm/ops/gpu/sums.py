@@ -11,7 +11,7 @@ samples, which one outlier does not move. Under a mask samples may be missing; t
 import triton
 import triton.language as tl
 
-from .values import BIAS, MEAN_HIGH, MEAN_LOW, SCALE, constant, dz_of, reach, shifted
+from .values import BIAS, MEAN_HIGH, MEAN_LOW, SCALE, constant, dz_of, reach
 
 
 @triton.jit
@@ -74,10 +74,16 @@ def sums(
         rows, columns, inner, channels, tiles, parts_of_columns, rows_per_part, columns_per_part, PLANES, BLOCK_COLUMNS
     )
     r, c = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_COLUMNS)
-    x_start, start = x, 0
+    x_start = x
     if PLANES:
-        x_start = x + tile.to(tl.int64) * (x_channel * ALIGN)
+        x_start += tile.to(tl.int64) * (x_channel * ALIGN)
         start = tile.to(tl.int64) * (channel * ALIGN)
+        if dy is not None:
+            dy += start
+        if residual is not None:
+            residual += start
+        if y is not None:
+            y += start
     if GRADIENTS:
         center = constant(constants, MEAN_HIGH, own, every, channels)
         low = constant(constants, MEAN_LOW, own, every, channels)
@@ -90,12 +96,12 @@ def sums(
         else:
             sampled = x + own.to(tl.int64) * sample_channel
             center = _shift(sampled, tl.cast(positions, tl.int64), sample_row, inner, COMPUTE)
-            tl.store(shifts + own, center.to(tl.float64), every & (part == 0))
+            if part == 0:
+                tl.store(shifts + own, center.to(tl.float64), every)
     if not PLANES:
         center = center[None, :]
         if GRADIENTS:
             low, scale, bias = low[None, :], scale[None, :], bias[None, :]
-    dy, residual, y = shifted(dy, start), shifted(residual, start), shifted(y, start)
     first = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], COMPUTE)
     second = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], COMPUTE)
     for i in range(first_row, last_row, BLOCK_ROWS):

@@ -36,12 +36,6 @@ def reach(
 
 
 @triton.jit
-def shifted(pointer, start):
-    """A pointer that may be None."""
-    return pointer + start if pointer is not None else None
-
-
-@triton.jit
 def constant(constants, ROW: tl.constexpr, own, there, channels):
     """A row of the constants at these channels."""
     return tl.load(constants + ROW * channels + own, there, 0.0)
