@@ -92,8 +92,8 @@ def test_names_are_those_without_what_is_compiled_within(tmp_path):
     run = record(model, [torch.randn(4, 5)], tmp_path / "run", [torch.randn(4, 5)])
     assert [layer.name for layer in run.layers] == ["0.1", "1"]
     assert np.isfinite(run.probes("0.1", "batch_var")[1]).all()
-    with bn.watch(model, tmp_path / "one", layers=["0.*"]) as w:
-        pass
+    w = bn.watch(model, tmp_path / "one", layers=["0.*"])
+    w.close("interrupted")
     assert [layer.name for layer in bn.open_run(w.path).layers] == ["0.1"]
 
 

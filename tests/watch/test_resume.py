@@ -83,6 +83,7 @@ def test_meta_and_creation_survive(tmp_path):
     bn.watch(model, tmp_path, meta={"lr": 0.1, "seed": 1}).close("interrupted")
     first = bn.open_run(tmp_path)
     with bn.watch(model, tmp_path, meta={"seed": 2}, resume_step=0):
+        model(torch.randn(4, 3))
         assert bn.open_run(tmp_path).status == "running"
     run = bn.open_run(tmp_path)
     assert (run.created, run.meta, run.status) == (first.created, {"lr": 0.1, "seed": 2}, "finished")
@@ -127,7 +128,8 @@ def test_a_run_that_another_process_writes_is_refused_until_it_is_killed(tmp_pat
 def test_one_recorder_a_folder(tmp_path, monkeypatch):
     model = nn.BatchNorm1d(3)
     with bn.watch(model, tmp_path):
+        model(torch.randn(4, 3))
         with pytest.raises(BlockingIOError, match="is being written by this process"):
             bn.watch(model, tmp_path, resume_step=0)
         monkeypatch.setattr("batchnorm.runs.lock._fcntl", None)  # as on Windows: it cannot be known
-        bn.watch(model, tmp_path, resume_step=0).close()
+        bn.watch(model, tmp_path, resume_step=0).close("interrupted")

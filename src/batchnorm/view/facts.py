@@ -31,7 +31,7 @@ def health(run: Run) -> str:
         return "No batch-norm layer was recorded."
     layers = plural(len(run.layers), "BN layer")
     if not len(run.steps):
-        return f"{layers}: nothing was recorded."
+        return f"{layers}: no step was recorded."
     ill = {layer for layer, _ in nonfinite_steps(run)}
     if not ill:
         return f"{layers}: no NaN or infinity in {plural(len(run.steps), 'recorded step')}."
