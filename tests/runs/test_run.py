@@ -78,7 +78,7 @@ def test_a_run_with_nothing_in_it_yet(tmp_path):
     assert run.counts("b").shape == run.forwards("b").shape == (0,)
     assert run.vectors("b", "gamma")[1].shape == (0, 3)
     assert run.probes("b", "batch_mean")[1].shape == (0, 0, 3)
-    assert (run.scalars(), run.alerts(), run.damage, run.status) == ([], [], [], "running")
+    assert (run.scalars(), run.alerts(), run.damage, run.status) == ([], [], [], "interrupted")
 
 
 def test_unknown_names(folder):

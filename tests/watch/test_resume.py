@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -133,3 +135,27 @@ def test_one_recorder_a_folder(tmp_path, monkeypatch):
             bn.watch(model, tmp_path, resume_step=0)
         monkeypatch.setattr("batchnorm.runs.lock._fcntl", None)  # as on Windows: it cannot be known
         bn.watch(model, tmp_path, resume_step=0).close("interrupted")
+
+
+def test_a_run_is_running_as_long_as_its_lock_is_held(tmp_path):
+    w = bn.watch(nn.BatchNorm1d(3), tmp_path)
+    assert bn.open_run(tmp_path).status == "running"
+    w._lock.release()  # what the system does when the process is killed
+    assert bn.open_run(tmp_path).status == "interrupted"
+    w.close("failed")
+    assert bn.open_run(tmp_path).status == "failed"
+
+
+def test_who_asks_for_the_lock_is_in_nobodys_way(tmp_path):
+    from batchnorm.runs.lock import Lock, is_held
+
+    Lock(tmp_path).release()
+    done = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(lambda: [is_held(tmp_path) for _ in iter(done.is_set, True)])
+        for _ in range(300):
+            Lock(tmp_path).release()
+        done.set()
+        assert len(asked.result()) > 1
+    assert is_held(tmp_path) is False
+    assert is_held(tmp_path / "nowhere") is None

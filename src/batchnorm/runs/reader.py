@@ -14,6 +14,7 @@ import numpy as np
 
 from .journal import Frames, read_frames
 from .lines import read_lines
+from .lock import is_held
 from .schema import (
     ALERTS,
     F4,
@@ -36,7 +37,8 @@ class Run:
 
     Attributes:
         path: its folder.
-        status: "running" (or killed: nobody is left to say so), "finished", "interrupted" or "failed".
+        status: "running", "finished", "interrupted" or "failed", as it was opened. A killed run is "interrupted": its
+            lock is free. (Where there are no such locks, on Windows, it stays "running".)
         created: when it began, ISO 8601, UTC.
         meta: what the program that recorded it had to say, free JSON.
         layers: the watched layers, in model order.
@@ -45,6 +47,8 @@ class Run:
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
         self.path = path
         self.status = str(facts.get("status", "running"))
+        if self.status == "running" and is_held(path) is False:
+            self.status = "interrupted"
         self.created = str(facts.get("created", ""))
         self.meta: dict[str, Any] = facts.get("meta") or {}
         self.layers = [LayerInfo.from_json(layer) for layer in facts.get("layers") or []]

@@ -78,9 +78,14 @@ class Capture:
             return self._reads_counters  # as it was when they were there
         return any(w.layer.training and not w.forwards and is_tracked(w.layer) for w in self._watches)
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether there are no layers to tell that a step has run."""
+        return not self._watches
+
     def ran(self) -> bool:
-        """Whether a layer ran in train mode since the step began; True where no layer is watched, and none can tell."""
-        return not self._watches or any(w.forwards or (self._tells and w.moved()) for w in self._watches)
+        """Whether a layer ran in train mode since the step began."""
+        return any(w.forwards or (self._tells and w.moved()) for w in self._watches)
 
     def forwards(self) -> list[int]:
         """How often each layer ran in train mode since the step began, as far as the hooks saw it."""

@@ -286,6 +286,9 @@ class Recorder:
     def ran(self) -> bool:
         return self._capture.ran()
 
+    def may_have_run(self) -> bool:
+        return self._capture.is_blind or self._capture.ran()
+
     @_timed
     def take(self, optimizer: Optimizer | None) -> None:
         self._snapshot = None

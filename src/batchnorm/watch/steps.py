@@ -21,6 +21,10 @@ class Listener(Protocol):
         """Whether a watched layer ran in train mode since the step began."""
         ...
 
+    def may_have_run(self) -> bool:
+        """The same; True where there is no such layer to tell."""
+        ...
+
     def is_listening(self) -> bool:
         """Whether a forward is one of the training's."""
         ...
@@ -120,7 +124,7 @@ class Steps:
             return args, {**kwargs, "closure": evaluate}
         if self.is_past:
             self._add_gradients(optimizer)
-        elif self._given or self._listener.ran():
+        elif self._given or self._listener.may_have_run():
             self._take(optimizer)
         return None
 
