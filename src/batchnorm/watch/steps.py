@@ -144,7 +144,7 @@ class Steps:
             except BaseException:
                 self._in_closure = False  # step() raises, and nobody hears of its end
                 raise
-            if not self._evaluations:
+            if not self._evaluations and (self._given or self._listener.may_have_run()):
                 self._take(optimizer)
             self._evaluations += 1
             return loss
