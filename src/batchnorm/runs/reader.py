@@ -42,6 +42,8 @@ class Run:
         created: when it began, ISO 8601, UTC.
         meta: what the program that recorded it had to say, free JSON.
         layers: the watched layers, in model order.
+        recorded: once the recorder was closed: "steps" taken, "records" of them, and "share_of_time", what recording
+            them cost of the training's time, in its own thread and the writer's.
     """
 
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
@@ -52,6 +54,7 @@ class Run:
         self.created = str(facts.get("created", ""))
         self.meta: dict[str, Any] = facts.get("meta") or {}
         self.layers = [LayerInfo.from_json(layer) for layer in facts.get("layers") or []]
+        self.recorded: dict[str, Any] = facts.get("recorded") or {}
         self._index = {layer.name: i for i, layer in enumerate(self.layers)}
         self._arm_names: list[str] = facts.get("arms") or []
 
