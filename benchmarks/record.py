@@ -91,7 +91,10 @@ class Training:
             return step, time.clock_gettime(time.pthread_getcpuclockid(writer.ident)) / steps
 
     def hooks_block(self, steps: int) -> float:
-        """Seconds that the training thread spends in the recorder's hooks: the median of means over ten; the mean with "auto"."""
+        """Seconds a step that the training thread spends in the recorder's hooks: the median over means of ten steps.
+
+        The mean of all where few steps are recorded.
+        """
         spent = [0.0]
 
         def timed(function: Callable[..., Any], ends_step: bool) -> Callable[..., Any]:

@@ -25,7 +25,7 @@ from ..runs.schema import F4, QUANTITIES, SCALARS, LayerInfo, vector_starts
 from .capture import Capture
 from .layers import choose
 from .probe import probe
-from .schedule import AUTO_SHARE, EveryKth, Plan, Schedule, WithinShare
+from .schedule import MEASURED_SHARE, EveryKth, Plan, Schedule, WithinShare
 from .snapshot import Snapshot
 from .steps import Steps, holds, innermost
 from .writer import Writer
@@ -174,7 +174,7 @@ class Recorder:
         self._closed = False
         self._process = os.getpid()
         self._plan: Plan = (
-            WithinShare(AUTO_SHARE, writer.records if writer else 0, self._spent)
+            WithinShare(MEASURED_SHARE, writer.records if writer else 0, self._spent)
             if every == "auto"
             else EveryKth(every)
         )
