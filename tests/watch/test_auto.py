@@ -1,7 +1,6 @@
 """every="auto": as many records as cost at most a share of the training's time."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.watch.schedule import AUTO_SHARE, WithinShare
+from batchnorm.watch.schedule import WithinShare
 
 
 class World:
@@ -72,7 +71,13 @@ def test_a_pause_is_no_credit():
     assert sum(taken) == 4  # one in ten, from the first on
 
 
-def train(model, folder, steps, seconds=0.0, **options):
+@pytest.fixture
+def generous(monkeypatch):
+    """A share under which a few hundred tiny steps are enough to see some recorded and some not."""
+    monkeypatch.setattr("batchnorm.watch.recorder.MEASURED_SHARE", 0.2)
+
+
+def train(model, folder, steps, **options):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     generator = torch.Generator().manual_seed(0)
     truth = []
@@ -85,7 +90,6 @@ def train(model, folder, steps, seconds=0.0, **options):
             truth.append(model[0](x).mean(0).detach().numpy())
             model(x).square().mean().backward()
             optimizer.step()
-            time.sleep(seconds)
         hooks = sum(len(m._forward_hooks) for m in model.modules())
     return truth, w.step, hooks
 
@@ -97,7 +101,7 @@ def build(norm=nn.BatchNorm1d):
 
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, bn.BatchNorm1d])
-def test_records_are_of_their_steps_and_the_run_says_how_many(tmp_path, norm, given):
+def test_records_are_of_their_steps_and_the_run_says_how_many(tmp_path, generous, norm, given):
     truth, steps, _ = train(build(norm), tmp_path, 300, given=given)
     run = bn.open_run(tmp_path)
     assert steps == 300
@@ -113,22 +117,15 @@ def test_records_are_of_their_steps_and_the_run_says_how_many(tmp_path, norm, gi
     assert run.recorded == facts["recorded"]
 
 
-def test_long_steps_are_all_recorded(tmp_path):
-    train(build(), tmp_path, 3)  # the first time costs more
-    train(build(), tmp_path / "run", 30, 0.1)
-    run = bn.open_run(tmp_path / "run")
-    assert len(run.steps) >= 15  # a record costs well below 2 ms; a busy machine may make it look dearer
-    assert run.recorded["share_of_time"] <= 2 * AUTO_SHARE
-
-
 def test_hooks_are_out_of_the_way_in_between(tmp_path):
     model = build()
     _, _, hooks = train(model, tmp_path, 200)
     assert hooks in (0, 1)  # 1 while a step is recorded
+    assert len(model._forward_pre_hooks) == 0
     assert sum(len(m._forward_hooks) for m in model.modules()) == 0
 
 
-def test_compiled(tmp_path):
+def test_compiled(tmp_path, generous):
     """Inverted from how the running statistics moved in the recorded step, which has to be known from its start."""
     torch._dynamo.reset()
     model = build()
@@ -147,7 +144,7 @@ def test_compiled(tmp_path):
     assert set(run.counts("1")) == {8}
 
 
-def test_going_on_appends(tmp_path):
+def test_going_on_appends(tmp_path, generous):
     train(build(), tmp_path, 300)
     before = bn.open_run(tmp_path).steps.tolist()
     train(build(), tmp_path, 100, resume_step=200)
@@ -161,3 +158,16 @@ def test_what_every_may_be(tmp_path):
     for every in (0, -1, "often", 1.5):
         with pytest.raises(ValueError, match='every must be at least 1, or "auto"'):
             bn.watch(build(), tmp_path / "run", every=every)
+
+
+def test_numbers_logged_within_a_step_belong_to_it(tmp_path):
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with bn.watch(model, tmp_path, optimizer=optimizer, every="auto") as w:
+        for k in range(20):
+            loss = model(torch.randn(8, 4)).sum()
+            w.log(within=k)
+            loss.backward()
+            optimizer.step()
+            w.log(after=k)
+    assert [row["step"] for row in bn.open_run(tmp_path).scalars()] == [k // 2 for k in range(40)]

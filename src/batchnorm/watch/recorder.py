@@ -183,11 +183,11 @@ class Recorder:
             layers if writer else [],
             parameter.device if parameter is not None else None,
             self._plan.comes_off,
-            tells=optimizer is None,
+            tells=optimizer is None or self._plan.comes_off,
         )
         self._submit(self._capture.take(first_step, index=None, gradients=False))
         self._begin_step(True)
-        self._steps = Steps(model, optimizer, self)
+        self._steps = Steps(model, optimizer, self, hears_calls=not self._plan.comes_off)
         atexit.register(self.close, "interrupted")
 
     @property

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from .hooks import Hook
 
@@ -52,9 +53,12 @@ class Steps:
         model: as it is called.
         optimizer: whose steps are counted; None for any.
         listener: whom to tell.
+        hears_calls: hear of model(x) where steps are counted without it, too: it tells exactly when a step is under way.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer | None, listener: Listener) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer | None, listener: Listener, hears_calls: bool = True
+    ) -> None:
         self._listener = listener
         self._given = optimizer is not None
         self._own = set(model.parameters())
@@ -63,7 +67,9 @@ class Steps:
         self._lacks_gradients = False
         self._evaluations = 0  # of a closure
         self._in_closure = False
-        self._handles = [model.register_forward_pre_hook(Hook(self._on_forward))]
+        self._handles: list[RemovableHandle] = []
+        if hears_calls or optimizer is None:
+            self._handles.append(model.register_forward_pre_hook(Hook(self._on_forward)))
         if optimizer is not None:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
