@@ -1,6 +1,7 @@
 """every="auto": as many records as cost at most a share of the training's time."""
 
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_a_pause_is_no_credit():
 @pytest.fixture
 def generous(monkeypatch):
     """A share under which a few hundred tiny steps are enough to see some recorded and some not."""
-    monkeypatch.setattr("batchnorm.watch.recorder.MEASURED_SHARE", 0.2)
+    monkeypatch.setattr(import_module("batchnorm.watch.recorder"), "MEASURED_SHARE", 0.2)
 
 
 def train(model, folder, steps, **options):
@@ -160,8 +161,9 @@ def test_what_every_may_be(tmp_path):
             bn.watch(build(), tmp_path / "run", every=every)
 
 
-def test_numbers_logged_within_a_step_belong_to_it(tmp_path):
-    model = build()
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, bn.BatchNorm1d])
+def test_numbers_logged_within_a_step_belong_to_it(tmp_path, norm):
+    model = build(norm)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with bn.watch(model, tmp_path, optimizer=optimizer, every="auto") as w:
         for k in range(20):

@@ -74,7 +74,7 @@ class LayerWatch(Hook):
         self._switch = switch
         self._handed = HandedOver(layer)
         self._inverts = True
-        self._version: tuple[int, int] | None = None
+        self._version: list[int] = []
 
     def __call__(self, *args: Any) -> None:
         if torch.compiler.is_compiling():
@@ -110,9 +110,10 @@ class LayerWatch(Hook):
         """Whether anything was written into the running statistics since `mark`, by compiled code, say."""
         return self.layer.training and self._where_statistics_are() != self._version
 
-    def _where_statistics_are(self) -> tuple[int, int] | None:
-        running = self.layer._buffers.get("running_var")
-        return None if running is None or running.is_inference() else (id(running), running._version)
+    def _where_statistics_are(self) -> list[int]:
+        """Versions of the counter, which torch's layers move by an operator that says so, and of the variance."""
+        buffers = (self.layer._buffers.get(name) for name in ("num_batches_tracked", "running_var"))
+        return [b._version for b in buffers if b is not None and not b.is_inference()]
 
     def _moment(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, fresh: bool) -> Moment:
         if fresh:

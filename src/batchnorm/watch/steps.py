@@ -53,7 +53,7 @@ class Steps:
         model: as it is called.
         optimizer: whose steps are counted; None for any.
         listener: whom to tell.
-        hears_calls: hear of model(x) where steps are counted without it, too: it tells exactly when a step is under way.
+        hears_calls: hear of model(x) even where steps are counted without it, to know when one is under way.
     """
 
     def __init__(
