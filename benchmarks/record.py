@@ -31,6 +31,7 @@ from batchnorm.watch.hooks import LayerWatch
 from batchnorm.watch.steps import Steps
 
 BLOCK_SECONDS = 1.0
+Every = int | Literal["auto"]
 
 
 def mlp() -> tuple[nn.Module, Tensor]:
@@ -66,8 +67,9 @@ def resnet20() -> tuple[nn.Module, Tensor]:
 class Training:
     """A model and its steps, on one batch: what a batch holds makes no difference to the time."""
 
-    def __init__(self, model: nn.Module, x: Tensor, every: int | Literal["auto"]) -> None:
-        self.model, self.x, self.every = model, x, every
+    def __init__(self, model: nn.Module, x: Tensor, every: Every) -> None:
+        self.model, self.x = model, x
+        self.every: Every = every
         self.target = torch.randint(10, (len(x),))
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
@@ -164,14 +166,15 @@ def main() -> None:
         "| model | layers | every | step, ms | overhead, % | hooks, ms a step | writer, CPU ms a step | share, % |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, build, ours, every in (
+    cases: tuple[tuple[str, Callable[[], tuple[nn.Module, Tensor]], bool, Every], ...] = (
         ("mlp", mlp, False, 1),
         ("mlp", mlp, False, 10),
         ("mlp", mlp, False, "auto"),
         ("mlp", mlp, True, "auto"),
         ("resnet20", resnet20, False, 1),
         ("resnet20", resnet20, True, 1),
-    ):
+    )
+    for name, build, ours, every in cases:
         model, x = build()
         found = measure(Training(bn.convert(model) if ours else model, x, every), options.pairs)
         lines.append(

@@ -1,6 +1,7 @@
 """every="auto": as many records as cost at most a share of the training's time."""
 
 import json
+import re
 from importlib import import_module
 
 import numpy as np
@@ -173,3 +174,14 @@ def test_numbers_logged_within_a_step_belong_to_it(tmp_path, norm):
             optimizer.step()
             w.log(after=k)
     assert [row["step"] for row in bn.open_run(tmp_path).scalars()] == [k // 2 for k in range(40)]
+
+
+def test_show_and_the_page_say_how_much_was_recorded(tmp_path, generous, capsys):
+    from batchnorm.view import terminal
+
+    train(build(), tmp_path, 300)
+    run = bn.open_run(tmp_path)
+    said = rf"{len(run.steps)} recorded steps of 300 taken, which took [\d.]+% of the time"
+    terminal.show(run)
+    assert re.search(said, " ".join(capsys.readouterr().out.split()))
+    assert re.search(said, bn.report(run).read_text())
