@@ -56,7 +56,7 @@ def watch(
         log_dir: a new folder for the run; None for runs/<date>-<time>.
         optimizer: whose steps are counted, and whose gradients are read as it is about to use them; a wrapper that has
             it as `optimizer` will do. Give it where a step has several forwards of the model (gradient accumulation).
-        every: record every so manieth step; or "auto": as many steps as cost at most 2 % of the training's time.
+        every: record every so manieth step; or "auto": as many as cost at most 1 % of the training's time.
         layers: names of the layers to watch, or patterns such as "encoder.*"; None for all, [] for none (`log` only).
         meta: anything JSON can hold, kept in run.json.
         resume_step: go on in an existing log_dir as if the steps from this one on had never been taken.
