@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -28,8 +28,10 @@ from torch import Tensor, nn
 import batchnorm as bn
 from batchnorm.watch import Recorder
 from batchnorm.watch.hooks import LayerWatch
+from batchnorm.watch.steps import Steps
 
 BLOCK_SECONDS = 1.0
+Every = int | Literal["auto"]
 
 
 def mlp() -> tuple[nn.Module, Tensor]:
@@ -65,8 +67,9 @@ def resnet20() -> tuple[nn.Module, Tensor]:
 class Training:
     """A model and its steps, on one batch: what a batch holds makes no difference to the time."""
 
-    def __init__(self, model: nn.Module, x: Tensor, every: int) -> None:
-        self.model, self.x, self.every = model, x, every
+    def __init__(self, model: nn.Module, x: Tensor, every: Every) -> None:
+        self.model, self.x = model, x
+        self.every: Every = every
         self.target = torch.randint(10, (len(x),))
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
@@ -90,28 +93,33 @@ class Training:
             return step, time.clock_gettime(time.pthread_getcpuclockid(writer.ident)) / steps
 
     def hooks_block(self, steps: int) -> float:
-        """Seconds that the training thread spends in the recorder's hooks: the mean of ten steps, their median."""
+        """Seconds a step that the training thread spends in the recorder's hooks: the median over means of ten steps.
+
+        The mean of all where few steps are recorded.
+        """
         spent = [0.0]
 
-        def timed(function: Callable[..., None], ends_step: bool) -> Callable[..., None]:
-            def wrapper(*args: Any) -> None:
+        def timed(function: Callable[..., Any], ends_step: bool) -> Callable[..., Any]:
+            def wrapper(*args: Any) -> Any:
                 begin = time.perf_counter()
-                function(*args)
+                found = function(*args)
                 spent[-1] += time.perf_counter() - begin
                 if ends_step:
                     spent.append(0.0)
+                return found
 
             return wrapper
 
         with ExitStack() as stack:
-            for owner, name in ((LayerWatch, "_on_forward"), (Recorder, "_on_forward"), (Recorder, "_on_step")):
-                wrapper = timed(getattr(owner, name), name == "_on_step")
+            hooks = (Steps, "_on_forward"), (Steps, "_before_step"), (Steps, "_after_step"), (LayerWatch, "_on_forward")
+            for owner, name in hooks:
+                wrapper = timed(getattr(owner, name), name == "_after_step")
                 stack.enter_context(patch.object(owner, name, wrapper))
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             stack.enter_context(self._watch(folder))
             self.block(steps)
         tens = [sum(spent[k : k + 10]) / 10 for k in range(0, len(spent) - 10, 10)]
-        return statistics.median(tens)
+        return statistics.fmean(spent) if self.every == "auto" else statistics.median(tens)
 
     def _watch(self, folder: str) -> Recorder:
         return bn.watch(self.model, folder, optimizer=self.optimizer, every=self.every)
@@ -158,12 +166,15 @@ def main() -> None:
         "| model | layers | every | step, ms | overhead, % | hooks, ms a step | writer, CPU ms a step | share, % |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, build, ours, every in (
+    cases: tuple[tuple[str, Callable[[], tuple[nn.Module, Tensor]], bool, Every], ...] = (
         ("mlp", mlp, False, 1),
         ("mlp", mlp, False, 10),
+        ("mlp", mlp, False, "auto"),
+        ("mlp", mlp, True, "auto"),
         ("resnet20", resnet20, False, 1),
         ("resnet20", resnet20, True, 1),
-    ):
+    )
+    for name, build, ours, every in cases:
         model, x = build()
         found = measure(Training(bn.convert(model) if ours else model, x, every), options.pairs)
         lines.append(

@@ -20,7 +20,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a run, or its name in the folder runs.", show_default=False)
+]
+_ROOT = Path("runs")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -39,10 +42,19 @@ def one_line_errors() -> Iterator[None]:
         fail(error)
 
 
-def require_folder(path: Path) -> None:
-    """Raise where there is no such folder: a mistyped path is another mistake than a folder that is no run."""
-    if not path.exists():
-        raise FileNotFoundError(f"there is no folder {path}; batchnorm list ROOT names the runs in a folder")
+def folder_of(run: Path) -> Path:
+    """The folder that a path, or a name in the default folder for runs, stands for.
+
+    Raises where there is none: a mistyped path is another mistake than a folder that is no run.
+    """
+    from .runs.schema import RUN
+
+    for path in (run, _ROOT / run):
+        if (path / RUN).exists():
+            return path
+    if run.exists():
+        return run
+    raise FileNotFoundError(f"there is no folder {run}; batchnorm list ROOT names the runs in a folder")
 
 
 def print_json(value: Any) -> None:
@@ -121,7 +133,7 @@ def train(
 
 @app.command("list")
 def list_(
-    root: Annotated[Path, typer.Argument(help="Folder that holds runs.")] = Path("runs"),
+    root: Annotated[Path, typer.Argument(help="Folder that holds runs.")] = _ROOT,
     as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder, newest first."""
@@ -147,8 +159,7 @@ def show(run: RunPath, as_json: AsJson = False) -> None:
     from .view.facts import facts
 
     with one_line_errors():
-        require_folder(run)
-        opened = open_run(run)
+        opened = open_run(folder_of(run))
         if as_json:
             print_json(facts(opened))
         else:
@@ -169,11 +180,10 @@ def report(
     from .view.page import report as write_page
 
     with one_line_errors():
-        require_folder(run)
         if png is not None and png.suffix.lower() != ".png":
             cure = f"--png {png.with_suffix('.png')}"
             raise ValueError(f"--png writes a PNG, so FILE must end in .png, got {png}: {cure}")
-        opened = open_run(run)
+        opened = open_run(folder_of(run))
         written = {"report": str(write_page(opened, out))}
         if png is not None:
             from .view.picture import write_png
@@ -253,7 +263,7 @@ def export(
     from .runs.export import export as write_export
 
     with one_line_errors():
-        written = str(write_export(open_run(run), out, format))
+        written = str(write_export(open_run(folder_of(run)), out, format))
     if as_json:
         print_json({"export": written})
     else:

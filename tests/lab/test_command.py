@@ -63,7 +63,7 @@ def test_killed_in_every_kind_of_arm_it_ends_on_the_same_bits(source, tmp_path):
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         killed = bn.open_run(path)
-        assert killed.status == killed.arms[arm].status == "running"
+        assert killed.status == killed.arms[arm].status == "interrupted"
         assert arm not in killed.results.get("arms", {})
     run = Experiment.resume(path).run()
     whole = Experiment.begin(Settings(data=source, epochs=20, batch_size=8, seed=1), tmp_path / "whole").run()

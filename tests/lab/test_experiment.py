@@ -252,7 +252,7 @@ def test_resume_refuses_changed_data_and_what_is_no_experiment(settings, source,
 
 
 def plain_run(folder):
-    with bn.watch(torch.nn.Sequential(torch.nn.BatchNorm1d(2)), folder / "plain") as recorder:
+    with bn.watch(torch.nn.BatchNorm1d(2), folder / "plain", layers=[]) as recorder:
         pass
     return recorder.path
 

@@ -69,6 +69,12 @@ def test_ends_with_the_weights_of_one_process(source, four, tmp_path):
         for name, value in alone.items():
             # 6 steps of float32, each off by some ulps of numbers around 1, and more where a batch of 3 cancels
             torch.testing.assert_close(together[name], value, rtol=0, atol=2e-5)
+    alone, together = (bn.open_run(path).arms["learned"] for path in (tmp_path / "one", folder))
+    for layer in alone.layers:
+        for quantity in ("batch_mean", "batch_var"):  # a probe is of the joined batch, not of a rank's share
+            np.testing.assert_allclose(
+                together.probes(layer.name, quantity)[1], alone.probes(layer.name, quantity)[1], rtol=1e-4, atol=2e-5
+            )
 
 
 def test_every_rank_records_the_same_measurements(four):
@@ -81,6 +87,10 @@ def test_every_rank_records_the_same_measurements(four):
         for quantity in ("batch_mean", "batch_var", "gamma", "running_mean"):
             np.testing.assert_array_equal(
                 run.arms["learned"].vectors("bn2", quantity)[1], first.arms["learned"].vectors("bn2", quantity)[1]
+            )
+        for quantity in ("batch_mean", "batch_var"):
+            np.testing.assert_array_equal(
+                run.arms["learned"].probes("bn2", quantity)[1], first.arms["learned"].probes("bn2", quantity)[1]
             )
     assert not (folder / "rank-1" / "learned" / CHECKPOINT).exists()
 

@@ -9,7 +9,7 @@ import pytest
 
 from batchnorm.runs import LayerInfo, list_runs, open_run
 from batchnorm.runs import folder as _folder
-from batchnorm.runs.folder import set_status
+from batchnorm.runs.folder import end_folder
 from batchnorm.runs.journal import Journal
 from batchnorm.runs.schema import ALERTS, PROBES, QUANTITIES, SCALARS, STATS, VECTORS, stats_dtype
 
@@ -39,7 +39,7 @@ def folder(tmp_path):
         probes.append([(5, np.arange(2 * 10, dtype="<f4").tobytes()), (5, np.arange(3 * 10, dtype="<f4").tobytes())])
     (path / SCALARS).write_text('{"step":0,"loss":0.5}\n{"step":2,"loss":"nan"}\n')
     (path / ALERTS).write_text('{"step":2,"layer":"b","quantity":"beta","what":"nonfinite","count":1}\n')
-    set_status(path, "finished")
+    end_folder(path, "finished", {})
     return path
 
 
@@ -78,7 +78,7 @@ def test_a_run_with_nothing_in_it_yet(tmp_path):
     assert run.counts("b").shape == run.forwards("b").shape == (0,)
     assert run.vectors("b", "gamma")[1].shape == (0, 3)
     assert run.probes("b", "batch_mean")[1].shape == (0, 0, 3)
-    assert (run.scalars(), run.alerts(), run.damage, run.status) == ([], [], [], "running")
+    assert (run.scalars(), run.alerts(), run.damage, run.status) == ([], [], [], "interrupted")
 
 
 def test_unknown_names(folder):

@@ -1,8 +1,9 @@
-"""timm, importable beside any build of torch."""
+"""Libraries that import torchvision, importable beside any build of torch."""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -11,21 +12,24 @@ import torch
 _OPERATORS = ("nms", "qnms")
 
 
-def import_timm() -> ModuleType:
-    """timm, which imports torchvision, whose compiled operators need the very build of torch they were made for.
+def import_with_torchvision(name: str) -> ModuleType:
+    """A module that imports torchvision, whose compiled operators need the very build of torch they were made for.
 
-    The models here use none of them. Where they cannot be loaded, operators of these names without any code let the
-    rest of torchvision be imported.
+    What is tested here uses none of them. Where they cannot be loaded, operators of these names without any code let
+    the rest of torchvision be imported.
     """
     try:
         import torchvision  # noqa: F401
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        for name in _OPERATORS:
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
-    import timm
+        for loaded in [loaded for loaded in sys.modules if loaded.split(".")[0] == "torchvision"]:
+            del sys.modules[loaded]
+        for operator in _OPERATORS:
+            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
+    return import_module(name)
 
-    return timm
+
+def import_timm() -> ModuleType:
+    """timm."""
+    return import_with_torchvision("timm")

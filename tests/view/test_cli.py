@@ -187,6 +187,10 @@ def test_list_prints_paths_that_show_accepts_however_narrow_the_terminal(tmp_pat
     path = stdout.splitlines()[1].split()[0]
     assert path == os.path.join("runs", name)
     assert CliRunner().invoke(app, ["show", path]).exit_code == 0
+    (tmp_path / name).mkdir()  # a folder of the same name that is no run
+    for command in ("show", "report"):
+        assert CliRunner().invoke(app, [command, name]).exit_code == 0
+    assert (tmp_path / "runs" / name / "report.html").is_file()
 
 
 def test_errors_name_the_target_and_the_cure(run_path, tmp_path, monkeypatch):

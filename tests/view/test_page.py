@@ -285,4 +285,4 @@ def test_one_arm_alone_is_compared_with_nothing(open_page, tmp_path):
     assert "The arms compared" not in said
     for absent in ("fixed:", "none:", "per-batch", "same batches"):
         assert absent not in said
-    assert "1 step of 1 batch-norm layer," in said
+    assert "1 recorded step; 1 batch-norm layer," in said

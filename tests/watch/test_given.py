@@ -92,11 +92,72 @@ def test_names_are_those_without_what_is_compiled_within(tmp_path):
     run = record(model, [torch.randn(4, 5)], tmp_path / "run", [torch.randn(4, 5)])
     assert [layer.name for layer in run.layers] == ["0.1", "1"]
     assert np.isfinite(run.probes("0.1", "batch_var")[1]).all()
-    with bn.watch(model, tmp_path / "one", layers=["0.*"]) as w:
-        pass
+    w = bn.watch(model, tmp_path / "one", layers=["0.*"])
+    w.close("interrupted")
     assert [layer.name for layer in bn.open_run(w.path).layers] == ["0.1"]
 
 
 def test_a_model_without_batch_norm_says_of_what_it_is_made(tmp_path):
     with pytest.raises(ValueError, match="must have a batch norm to watch, and has none, but Linear"):
         bn.watch(nn.Sequential(nn.Linear(2, 2)), tmp_path / "run")
+
+
+class Given(nn.Module):
+    """A layer with whatever a call of it takes."""
+
+    def __init__(self, layer, **options):
+        super().__init__()
+        self.norm, self.options = layer, options
+
+    def forward(self, x):
+        return self.norm(x, **self.options)
+
+
+MASK = torch.rand(8, 6, generator=torch.Generator().manual_seed(3)) < 0.6
+LENGTHS = torch.tensor([1, 2, 3, 4, 5, 6, 6, 0])
+COUNTED = torch.arange(6) < LENGTHS[:, None]
+# What a call is given, and which of (8, 6) places count. Every variance is of another divisor, place or sample.
+CASES = {
+    "mask": (lambda: Given(bn.BatchNorm1d(5), mask=MASK), MASK),
+    "lengths": (lambda: Given(bn.BatchNorm1d(5), lengths=LENGTHS), COUNTED),
+    "both": (lambda: Given(bn.BatchNorm1d(5), mask=MASK, lengths=LENGTHS), MASK & COUNTED),
+    "channel_dim": (lambda: Given(bn.BatchNorm1d(5, channel_dim=-1), mask=MASK), MASK),
+    "virtual batches": (lambda: Given(bn.BatchNorm1d(5, virtual_batch_size=2), mask=MASK), MASK),
+    "biased": (lambda: Given(bn.BatchNorm1d(5, unbiased=False)), torch.ones(8, 6, dtype=torch.bool)),
+    "untracked": (lambda: Given(bn.BatchNorm1d(5, track_running_stats=False), mask=MASK), MASK),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("way", ["handed over", "no grad"])
+def test_what_a_call_had_is_what_is_recorded(case, way, tmp_path):
+    build, counted = CASES[case]
+    model, batches = build(), [torch.randn(8, 5, 6) * SCALE[:, None] + SCALE[:, None] for _ in range(3)]
+    exact = [x.double().transpose(1, 2)[counted] for x in batches]
+    given = [x.transpose(1, 2).contiguous() for x in batches] if case == "channel_dim" else batches
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with bn.watch(model, tmp_path / "run", optimizer=optimizer) as w:
+        for x in given:
+            if way == "no grad":
+                with torch.no_grad():
+                    model(x)
+            else:
+                model(x).square().sum().backward()
+            optimizer.step()
+        w.probe(given)
+    run = bn.open_run(tmp_path / "run")
+    for found in (run.vectors, lambda *of: (None, run.probes(*of)[1][0])):
+        mean, variance = (found("norm", quantity)[1] for quantity in ("batch_mean", "batch_var"))
+        np.testing.assert_allclose(mean, [x.mean(0).numpy() for x in exact], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(variance, [x.var(0, correction=0).numpy() for x in exact], rtol=1e-6)
+    assert set(run.counts("norm")) == {int(counted.sum())}
+
+
+def test_a_single_value_normalized_by_the_running_statistics_is_no_measurement(tmp_path):
+    layer = bn.BatchNorm1d(5, singleton="running")
+    batches = [torch.randn(size, 5) * SCALE for size in (4, 1, 3)]
+    run = record(nn.Sequential(layer), batches, tmp_path / "run", batches)
+    assert run.counts("0").tolist() == [4, 0, 3]
+    for values in (run.vectors("0", "batch_var")[1], run.probes("0", "batch_var")[1][0]):
+        assert np.isfinite(values).all(1).tolist() == [True, False, True]
+    assert run.alerts() == []

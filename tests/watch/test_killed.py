@@ -31,7 +31,7 @@ def test_every_killed_run_reads_up_to_its_last_whole_frame(trainings):
         if not (folder / "run.json").exists():  # killed before the run began
             continue
         run = bn.open_run(folder)
-        assert run.status == "running"
+        assert run.status == "interrupted"
         assert run.steps.tolist() == list(range(len(run.steps)))
         for name in (STATS, VECTORS, PROBES, SCALARS):
             found = (folder / name).read_bytes() if (folder / name).exists() else b""

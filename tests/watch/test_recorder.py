@@ -353,7 +353,7 @@ def test_choosing_layers(tmp_path):
     model = nn.ModuleDict({name: nn.BatchNorm1d(3) for name in ("a1", "a2", "b1")})
     for patterns, names in ((None, ["a1", "a2", "b1"]), (["b1", "a1"], ["a1", "b1"]), (["a*"], ["a1", "a2"]), ([], [])):
         folder = tmp_path / str(patterns)
-        bn.watch(model, folder, layers=patterns).close()
+        bn.watch(model, folder, layers=patterns).close("interrupted")
         assert [layer.name for layer in bn.open_run(folder).layers] == names
     with pytest.raises(ValueError, match=r"'c\*'.*a1, a2, b1"):
         bn.watch(model, tmp_path / "none", layers=["a1", "c*"])
@@ -389,7 +389,7 @@ def test_refusals(tmp_path):
         bn.watch(model, tmp_path / "a", resume_step=3)
     assert list(tmp_path.iterdir()) == []
     assert hooks_of(model, sgd(model)) == hooks_of(build(), sgd(build()))
-    bn.watch(model, tmp_path / "a").close()
+    bn.watch(model, tmp_path / "a").close("interrupted")
     with pytest.raises(FileExistsError, match="resume_step"):
         bn.watch(model, tmp_path / "a")
 
@@ -404,11 +404,10 @@ def test_lazy_layers_once_they_have_seen_a_batch(tmp_path):
 
 def test_the_default_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with bn.watch(build()) as w:
-        pass
-    with bn.watch(build()) as again:
-        pass
-    assert {run.path for run in list_runs("runs")} == {w.path, again.path}
+    recorders = [bn.watch(build()) for _ in range(2)]
+    for w in recorders:
+        w.close("interrupted")
+    assert {run.path for run in list_runs("runs")} == {w.path for w in recorders}
 
 
 def test_flush_puts_every_step_taken_on_disk(tmp_path):

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -83,6 +85,7 @@ def test_meta_and_creation_survive(tmp_path):
     bn.watch(model, tmp_path, meta={"lr": 0.1, "seed": 1}).close("interrupted")
     first = bn.open_run(tmp_path)
     with bn.watch(model, tmp_path, meta={"seed": 2}, resume_step=0):
+        model(torch.randn(4, 3))
         assert bn.open_run(tmp_path).status == "running"
     run = bn.open_run(tmp_path)
     assert (run.created, run.meta, run.status) == (first.created, {"lr": 0.1, "seed": 2}, "finished")
@@ -127,7 +130,32 @@ def test_a_run_that_another_process_writes_is_refused_until_it_is_killed(tmp_pat
 def test_one_recorder_a_folder(tmp_path, monkeypatch):
     model = nn.BatchNorm1d(3)
     with bn.watch(model, tmp_path):
+        model(torch.randn(4, 3))
         with pytest.raises(BlockingIOError, match="is being written by this process"):
             bn.watch(model, tmp_path, resume_step=0)
         monkeypatch.setattr("batchnorm.runs.lock._fcntl", None)  # as on Windows: it cannot be known
-        bn.watch(model, tmp_path, resume_step=0).close()
+        bn.watch(model, tmp_path, resume_step=0).close("interrupted")
+
+
+def test_a_run_is_running_as_long_as_its_lock_is_held(tmp_path):
+    w = bn.watch(nn.BatchNorm1d(3), tmp_path)
+    assert bn.open_run(tmp_path).status == "running"
+    w._lock.release()  # what the system does when the process is killed
+    assert bn.open_run(tmp_path).status == "interrupted"
+    w.close("failed")
+    assert bn.open_run(tmp_path).status == "failed"
+
+
+def test_who_asks_for_the_lock_is_in_nobodys_way(tmp_path):
+    from batchnorm.runs.lock import Lock, is_held
+
+    Lock(tmp_path).release()
+    done = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(lambda: [is_held(tmp_path) for _ in iter(done.is_set, True)])
+        for _ in range(300):
+            Lock(tmp_path).release()
+        done.set()
+        assert len(asked.result()) > 1
+    assert is_held(tmp_path) is False
+    assert is_held(tmp_path / "nowhere") is None

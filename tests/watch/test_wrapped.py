@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from torch import nn
 
@@ -48,7 +49,8 @@ def same(run, other, tolerance):
             np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("given", "in_place"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("in_place", [True, False])
 def test_compiled(tmp_path, given, in_place):
     """Hooks are not called: the batch's moments are had from how the running statistics moved."""
     torch._dynamo.reset()
@@ -64,13 +66,6 @@ def test_compiled(tmp_path, given, in_place):
     same(run, eager, 40 * 2**-24)
     assert set(run.counts("1")) == {8}  # traced into the graph, as the hooks were there before it was compiled
     assert set(run.forwards("1")) == {1}
-
-
-def test_compiled_in_place_needs_an_optimizer(tmp_path):
-    model = build()
-    model.compile(backend="aot_eager")
-    with pytest.raises(ValueError, match="optimizer="):
-        bn.watch(model, tmp_path)
 
 
 def test_compiled_before_it_is_watched(tmp_path):
@@ -187,3 +182,40 @@ def test_parametrized_weight(tmp_path):
     np.testing.assert_array_equal(run.vectors("1", "gamma")[1][0], gamma.numpy())
     assert np.isnan(run.vectors("1", "gamma_grad")[1]).all()  # what is learned lies behind it
     assert np.isfinite(run.vectors("1", "beta_grad")[1]).all()
+
+
+def sharded(rank, folder, kind):
+    """What watch() says on each rank, and whether the training then runs as it would have."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    model = build()
+    if kind == "fully_shard":
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    elif kind == "without the batch norms":
+        norms = {p for m in model if isinstance(m, nn.BatchNorm1d) for p in m.parameters()}
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)), ignored_params=norms)
+    else:
+        model = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=kind == "original")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    try:
+        w = bn.watch(model, folder, optimizer=optimizer)
+    except ValueError as error:
+        w, said = bn.watch(model, folder, optimizer=optimizer, layers=[]), str(error)
+    else:
+        said = ""
+    with w:
+        train(model, optimizer)
+    return said, w.step
+
+
+@pytest.mark.parametrize("kind", ["fully_shard", "without the batch norms", "original", "flat"])
+def test_sharded_layers_are_refused_on_every_rank_at_once(tmp_path, kind):
+    found = ranks.run(sharded, 2, str(tmp_path / "run"), kind)
+    if kind == "without the batch norms":
+        assert found == [("", 4)] * 2
+        assert bn.open_run(tmp_path / "run").steps.tolist() == [0, 1, 2, 3]
+    else:
+        assert found[0] == found[1]
+        assert found[0][0].startswith("2 of 2 layers are sharded, from 1 on (FSDP, DTensor)")
+        assert found[0][1] == 4

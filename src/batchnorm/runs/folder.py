@@ -83,9 +83,9 @@ def reopen_folder(
     return lock
 
 
-def set_status(path: Path, status: str) -> None:
-    """Say in run.json how the run ended."""
-    _update(path, {"status": status})
+def end_folder(path: Path, status: str, recorded: Mapping[str, Any]) -> None:
+    """Say in run.json how the run ended, and what was recorded of it."""
+    _update(path, {"status": status, "recorded": dict(recorded)})
 
 
 def _update(path: Path, facts: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 import weakref
 from contextlib import suppress
 from importlib import import_module
@@ -33,7 +34,7 @@ class Lock:
         self.release = weakref.finalize(self, os.close, file)
         try:
             if _fcntl:
-                _fcntl.flock(file, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+                _lock(file)
         except OSError as error:
             holder = os.read(file, 20).decode(errors="replace").strip() or "unknown"
             self.release()
@@ -44,6 +45,34 @@ class Lock:
         os.ftruncate(file, 0)
         os.write(file, f"{os.getpid()}\n".encode())
         _held.add(self)
+
+
+def _lock(file: int) -> None:
+    """Take the lock; who only asks whether it is held, as `is_held` does, has it for a moment too."""
+    for _ in range(20):
+        with suppress(BlockingIOError):
+            return _fcntl.flock(file, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+        time.sleep(0.005)
+    return _fcntl.flock(file, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether anybody holds the folder; None where that cannot be known."""
+    if not _fcntl:
+        return None
+    try:
+        file = os.open(path / LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        _fcntl.flock(file, _fcntl.LOCK_SH | _fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(file)
+    return False
 
 
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()

@@ -14,6 +14,7 @@ import numpy as np
 
 from .journal import Frames, read_frames
 from .lines import read_lines
+from .lock import is_held
 from .schema import (
     ALERTS,
     F4,
@@ -36,18 +37,24 @@ class Run:
 
     Attributes:
         path: its folder.
-        status: "running" (or killed: nobody is left to say so), "finished", "interrupted" or "failed".
+        status: "running", "finished", "interrupted" or "failed", as it was opened. A killed run is "interrupted": its
+            lock is free. (Where there are no such locks, on Windows, it stays "running".)
         created: when it began, ISO 8601, UTC.
         meta: what the program that recorded it had to say, free JSON.
         layers: the watched layers, in model order.
+        recorded: once the recorder was closed: "steps" taken, "records" of them, and "share_of_time", what recording
+            them cost of the training's time, in its own thread and the writer's.
     """
 
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
         self.path = path
         self.status = str(facts.get("status", "running"))
+        if self.status == "running" and is_held(path) is False:
+            self.status = "interrupted"
         self.created = str(facts.get("created", ""))
         self.meta: dict[str, Any] = facts.get("meta") or {}
         self.layers = [LayerInfo.from_json(layer) for layer in facts.get("layers") or []]
+        self.recorded: dict[str, Any] = facts.get("recorded") or {}
         self._index = {layer.name: i for i, layer in enumerate(self.layers)}
         self._arm_names: list[str] = facts.get("arms") or []
 

@@ -38,11 +38,22 @@ def health(run: Run) -> str:
         return "No batch-norm layer was recorded."
     layers = plural(len(run.layers), "BN layer")
     if not len(run.steps):
-        return f"{layers}: nothing was recorded."
+        return f"{layers}: no step was recorded."
     ill = {layer for layer, _ in nonfinite_steps(run)}
     if not ill:
         return f"{layers}: no NaN or infinity in {plural(len(run.steps), 'recorded step')}."
     return f"{layers}: {len(ill)} with NaN or infinite values, {len(run.layers) - len(ill)} without."
+
+
+def extent(run: Run) -> str:
+    """Return how much of a training was recorded, and at what cost, as far as the run says it."""
+    run = run.main
+    told, recorded = plural(len(run.steps), "recorded step"), run.recorded
+    if isinstance(recorded.get("steps"), int) and recorded["steps"] > len(run.steps):
+        told += f" of {recorded['steps']:,} taken"
+    if isinstance(recorded.get("share_of_time"), float):
+        told += f", which took {recorded['share_of_time']:.1%} of the time"
+    return told
 
 
 def nonfinite_steps(run: Run) -> dict[tuple[str, str], NDArray[np.int64]]:
@@ -103,6 +114,7 @@ def facts(run: Run) -> dict[str, Any]:
             "created": run.created,
             "meta": run.meta,
             "steps": len(main.steps),
+            "recorded": main.recorded,
             "last_step": int(main.steps[-1]) if len(main.steps) else None,
             "health": health(run),
             "alerts": alert_lines(run),

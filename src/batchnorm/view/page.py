@@ -15,7 +15,7 @@ import numpy as np
 
 from ..runs.reader import Run, open_run
 from ..runs.schema import write_atomically
-from .facts import alert_lines, arm_results, damage_lines, health, plain, plural, spoken
+from .facts import alert_lines, arm_results, damage_lines, extent, health, plain, plural, spoken
 from .select import BANDS, Selection, nearest, select
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def render(run: Run) -> str:
         selection=selection,
         arms=list(arm_results(run)),
         plural=plural,
+        extent=extent,
         spoken=spoken,
     )
 

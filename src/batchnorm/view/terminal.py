@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .facts import brief, facts, plural, spoken
+from .facts import brief, extent, facts, spoken
 
 if TYPE_CHECKING:
     from ..runs.reader import Run
@@ -52,7 +52,7 @@ def show(run: Run, console: Console | None = None) -> None:
     console.print(text(run.path.name, "bold"), text(said["status"]), text(said["created"], MUTED))
     if said["meta"]:
         console.print(text("; ".join(f"{name} {spoken(value)}" for name, value in said["meta"].items()), MUTED))
-    console.print(text(f"{plural(said['steps'], 'recorded step')}; {said['health']}"))
+    console.print(text(f"{extent(run)}; {said['health']}"))
     for line in (*said["alerts"], *(f"damage: {line}" for line in said["damage"])):
         console.print(text(f"  {line}", "bold red"))
     if said["arms"]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from ..mixin import option
 from ..runs.schema import LayerInfo
@@ -16,41 +17,88 @@ from .snapshot import ON_DEVICE, Flats, Layout, Part, Snapshot, Way
 
 
 class Capture:
-    """The watched layers of a model, and the way from them to a `Snapshot`."""
+    """The watched layers of a model, and the way from them to a `Snapshot`.
 
-    def __init__(self, layers: Sequence[tuple[LayerInfo, Any]], device: torch.device | None) -> None:
+    Args:
+        layers: to be watched.
+        device: where the model is.
+        comes_off: take the hooks out for the steps that are not recorded. Else they stay: what is compiled has to see
+            them when it is traced, and they know how often a layer ran.
+        tells: whether `ran` will be asked.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[tuple[LayerInfo, Any]],
+        device: torch.device | None,
+        comes_off: bool = False,
+        tells: bool = True,
+    ) -> None:
         self.switch = Switch()
+        self._comes_off, self._tells = comes_off, tells
         layout = Layout([info for info, _ in layers])
         self._watches = [LayerWatch(layers[i][1], layers[i][0], self.switch) for i in layout.order]
-        self._handles = [w.layer.register_forward_hook(w, with_kwargs=True) for w in self._watches]
+        self._handles: list[RemovableHandle] = []
+        self._attach()
         self._channels = layout.channels
         # Stands in for what does not exist, so that everything has its fixed place in the concatenation.
         self._zeros = [torch.zeros(w.info.channels, device=device) for w in self._watches]
         self._reads_counters = False
+        self.begin(True)
+
+    def _attach(self) -> None:
+        self._handles = [w.layer.register_forward_hook(w, with_kwargs=True) for w in self._watches]
 
     def remove(self) -> None:
         """Take the hooks out again."""
         for handle in self._handles:
             handle.remove()
+        self._handles = []
 
     def begin(self, recorded: bool) -> None:
         """Forget the forwards so far: a step begins, to be recorded or not."""
         self.switch.on = recorded
+        if self._tells:
+            for watch in self._watches:
+                watch.mark()
+        if not (recorded or self._handles):
+            return
         for watch in self._watches:
             watch.reset()
+        if recorded and not self._handles:
+            self._attach()
+            for watch in self._watches:
+                watch.untracked = 1  # at least: nobody counted
+        elif self._comes_off and not recorded:
+            self.remove()
 
     def unseen(self) -> bool:
         """Whether a layer in train mode ran past its hook, or not at all: only its counter can tell."""
+        if self._watches and not self._handles:
+            return self._reads_counters  # as it was when they were there
         return any(w.layer.training and not w.forwards and is_tracked(w.layer) for w in self._watches)
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether there are no layers to tell that a step has run."""
+        return not self._watches
+
+    def ran(self) -> bool:
+        """Whether a layer ran in train mode since the step began."""
+        return any(w.forwards or (self._tells and w.moved()) for w in self._watches)
+
+    def forwards(self) -> list[int]:
+        """How often each layer ran in train mode since the step began, as far as the hooks saw it."""
+        return [w.forwards for w in self._watches]
+
     def take(
-        self, step: int, *, recorded: bool = True, gradients: bool = True, scale: Tensor | None = None
+        self, step: int, *, index: int | None = 0, gradients: bool = True, scale: Tensor | None = None
     ) -> Snapshot:
         """Everything the step measured, tracked and learned, on its way to the host.
 
         Args:
             step: its number.
-            recorded: else only where the running statistics stand.
+            index: of its record; None for none, and only where the running statistics stand.
             gradients: read them too; else `add_gradients` later, or never.
             scale: what a gradient scaler has multiplied them by, one number.
         """
@@ -86,7 +134,7 @@ class Capture:
         # A layer that once ran past its hook, or had to be inverted, may at any step.
         self._reads_counters = self._reads_counters or Way.INVERT in taken or self.unseen()
         fetch_counts = _send(device_counts + more_device_counts)
-        fetch_counters = _send(self._counters()) if self._reads_counters or not recorded else None
+        fetch_counters = _send(self._counters()) if self._reads_counters or index is None else None
 
         def flats() -> Flats:
             batch, rest, parameters, grads = fetch()
@@ -101,28 +149,27 @@ class Capture:
 
         return Snapshot(
             step=step,
-            recorded=recorded,
+            index=index,
             fetch=flats,
             ways=ways,
             counts=counts,
             more=more,
-            forwards=[w.forwards for w in self._watches],
+            forwards=self.forwards(),
             present=present,
             momenta=[w.layer.momentum for w in self._watches],
             unbiased=[option(w.layer, "unbiased", True) for w in self._watches],
             traced_counts=[w.traced_count for w in self._watches],
         )
 
-    def add_gradients(self, snapshot: Snapshot) -> None:
-        """Read the gradients as they are now into a snapshot taken without them."""
+    @torch.no_grad()
+    def add_gradients(self, snapshot: Snapshot, scale: Tensor | None = None) -> None:
+        """Read the gradients as they are now, without their scale, into a snapshot taken without them."""
         slopes, more = self._gradients()
+        if scale is not None:
+            slopes = [slope / scale for slope in slopes]
         fetch, fetch_slopes = snapshot.fetch, _send(slopes)
         snapshot.present = [bits | extra for bits, extra in zip(snapshot.present, more, strict=True)]
         snapshot.fetch = lambda: fetch()._replace(gradients=fetch_slopes()[0])
-
-    def owns(self, parameter: Tensor) -> bool:
-        """Whether it is the gamma or beta of a watched layer."""
-        return any(parameter is p for w in self._watches for p in w.layer._parameters.values())
 
     def _gradients(self) -> tuple[list[Tensor], list[int]]:
         """Those of gamma and beta of every layer, and which exist, as bits of QUANTITIES."""

@@ -34,11 +34,11 @@ class Records(NamedTuple):
 class Digest:
     """Turns snapshots, in the order of their steps, into records; many at once cost little more than one."""
 
-    def __init__(self, layers: Sequence[LayerInfo], schedule: Schedule | None, every: int, alerted: np.ndarray) -> None:
+    def __init__(self, layers: Sequence[LayerInfo], schedule: Schedule | None, alerted: np.ndarray) -> None:
         self._layers = layers
         self._layout = Layout(layers)
         self._eps = np.array([layers[i].eps for i in self._layout.order])
-        self._schedule, self._every = schedule, every
+        self._schedule = schedule
         self._alerted = alerted  # (layers, quantities): how many are known not to be finite
         self._previous: Standing | None = None
 
@@ -47,7 +47,7 @@ class Digest:
         kept, flats, before = [], [], []
         for snapshot in snapshots:
             flat = snapshot.fetch()
-            if snapshot.recorded:
+            if snapshot.index is not None:
                 kept.append(snapshot)
                 flats.append(flat)
                 before.append(self._previous)
@@ -84,7 +84,7 @@ class Digest:
         out["forwards"][:, order] = [snapshot.forwards for snapshot in kept]
         out["stats"][:, order] = stats
         steps = [snapshot.step for snapshot in kept]
-        whole = [k for k, step in enumerate(steps) if self._schedule and self._schedule.keeps(step // self._every)]
+        whole = [k for k, snapshot in enumerate(kept) if self._schedule and self._schedule.keeps(snapshot.index or 0)]
         vectors = self._vectors({places: values[whole] for places, values in sections.items()}, present[whole])
         nonfinite = out["stats"][..., -1]
         alerts = []

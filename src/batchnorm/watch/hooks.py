@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..mixin import handed_over
-from ..model.given import UNKNOWN, count_given, moments_given
+from ..model.given import UNKNOWN, HandedOver, count_given, moments_given
 from ..runs.schema import LayerInfo
 from .snapshot import Way
 
@@ -36,6 +36,7 @@ class Switch:
     """What the hooks of a recorder look at before they do anything."""
 
     on = False  # whether the step under way is recorded
+    seconds = 0.0  # that the hooks have taken for that
     paused = False  # while probing: no forward is a training step's
 
 
@@ -71,8 +72,9 @@ class LayerWatch(Hook):
         self.untracked = 0  # of them, since the running statistics were last captured
         self.traced_count = UNKNOWN
         self._switch = switch
-        self._last_measured = _measured(layer)
+        self._handed = HandedOver(layer)
         self._inverts = True
+        self._version: list[int] = []
 
     def __call__(self, *args: Any) -> None:
         if torch.compiler.is_compiling():
@@ -85,13 +87,14 @@ class LayerWatch(Hook):
     def _on_forward(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if not layer.training or self._switch.paused:
             return
-        measured, self._last_measured = self._last_measured, _measured(layer)
-        fresh = self._last_measured if self._last_measured is not measured else None
+        fresh = self._handed.is_fresh(layer)
         self.forwards += 1
         self.untracked += 1
         # Inside a backward it is recomputed (activation checkpointing): the same batch again, counted but not added.
         if self._switch.on and torch._C._current_graph_task_id() == -1:
+            begin = perf_counter()
             self.moments.append(self._moment(layer, args, kwargs, out, fresh))
+            self._switch.seconds += perf_counter() - begin
 
     def reset(self) -> None:
         """Begin the next step."""
@@ -99,11 +102,24 @@ class LayerWatch(Hook):
             self._inverts = False  # it runs more than once a step: measure it from now on
         self.moments, self.forwards = [], 0
 
-    def _moment(
-        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, measured: Any
-    ) -> Moment:
-        if measured is not None:
-            return _handed_over(measured)
+    def mark(self) -> None:
+        """Note where the running statistics are, for `moved`."""
+        self._version = self._where_statistics_are()
+
+    def moved(self) -> bool:
+        """Whether anything was written into the running statistics since `mark`, by compiled code, say."""
+        return self.layer.training and self._where_statistics_are() != self._version
+
+    def _where_statistics_are(self) -> list[int]:
+        """Versions of the counter, which torch's layers move by an operator that says so, and of the variance."""
+        buffers = (self.layer._buffers.get(name) for name in ("num_batches_tracked", "running_var"))
+        return [b._version for b in buffers if b is not None and not b.is_inference()]
+
+    def _moment(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, fresh: bool) -> Moment:
+        if fresh:
+            return _handed_over(self._handed.moments(layer))
+        if self._handed.is_due(layer):
+            return NOTHING
         count = count_given(layer, args, kwargs)
         node = getattr(out, "grad_fn", None)
         known = type(node).__name__ in _NODES
@@ -124,11 +140,6 @@ def _unwatched() -> Callable[..., None]:
 
 def _nothing(*args: Any) -> None:
     """The hook that a copy of a watched layer is left with."""
-
-
-def _measured(layer: nn.Module) -> Any:
-    """What the layer has measured last, if it is one of those that hand their moments over."""
-    return handed_over(layer) if hasattr(type(layer), "_batchnorm_options") else vars(layer).get("measured")
 
 
 def _handed_over(moments: Any) -> Moment:

@@ -44,7 +44,21 @@ def choose(model: nn.Module, patterns: Sequence[str] | None) -> list[tuple[Layer
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"no batch-norm layer matches {pattern!r}; the model has {', '.join(found) or 'none'}")
+    wrappers = [m for m in model.modules() if "_fsdp_wrapped_module" in m._modules]
+    flat = {id(m) for wrapper in wrappers for m in wrapper.modules()}
+    sharded = [name for name in names if id(found[name].layer) in flat or _is_distributed(found[name].layer)]
+    if sharded:
+        raise ValueError(
+            f"{len(sharded)} of {len(names)} layers are sharded, from {sharded[0]} on (FSDP, DTensor), and cannot be "
+            "recorded: no rank has their gamma, beta and gradients whole. Shard the model without its batch norms, "
+            "name other layers with layers=, or record only what you log, with layers=[]"
+        )
     return [(_describe(name, found[name]), found[name].layer) for name in names]
+
+
+def _is_distributed(layer: nn.Module) -> bool:
+    """Whether any tensor of it is a DTensor, as fully_shard makes of parameters."""
+    return any(hasattr(tensor, "full_tensor") for tensor in (*layer._parameters.values(), *layer._buffers.values()))
 
 
 def _describe(name: str, found: Found) -> LayerInfo:

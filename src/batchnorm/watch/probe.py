@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..model.given import moments_given
+from ..model.given import HandedOver, moments_measured
 from ..model.run import call as run_model
 from ..model.run import undisturbed
 from ..moments import Moments
@@ -23,7 +23,7 @@ def probe(
     batches: Iterable[Any],
     call: Callable[[nn.Module, Any], Any] | None,
 ) -> np.ndarray:
-    """Mean and biased variance of every layer's input in each batch.
+    """Mean and biased variance that every layer normalizes each batch with: of all ranks' where they are synchronized.
 
     Returns:
         (batches, sum of 2 * channels) float32: a layer after the other, its mean and then its variance; NaN for a layer
@@ -37,7 +37,7 @@ def probe(
         if not model.training:
             model.train()
         for (_, layer), moments in zip(layers, seen, strict=True):
-            handle = layer.register_forward_hook(_measuring(moments), with_kwargs=True)
+            handle = layer.register_forward_hook(_measuring(layer, moments), with_kwargs=True)
             stack.callback(handle.remove)
         for batch in batches:
             for moments in seen:
@@ -49,10 +49,14 @@ def probe(
     return np.array([np.concatenate([np.empty(0), *(pair.ravel() for pair in row)]) for row in rows], F4)
 
 
-def _measuring(moments: list[Moments]) -> Callable[..., None]:
+def _measuring(layer: nn.Module, moments: list[Moments]) -> Callable[..., None]:
+    handed = HandedOver(layer)
+
     def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if layer.training:
-            moments.append(moments_given(layer, args, kwargs))
+            measured = moments_measured(layer, args, kwargs, handed)
+            if measured is not None:
+                moments.append(measured)
 
     return hook
 

@@ -6,27 +6,28 @@ import atexit
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..model.find import bare
-from ..runs.folder import create_folder, reopen_folder, set_status
+from ..runs.folder import create_folder, end_folder, reopen_folder
 from ..runs.journal import HEADER
 from ..runs.lines import Lines, to_jsonable
 from ..runs.lock import Lock
 from ..runs.schema import F4, QUANTITIES, SCALARS, LayerInfo, vector_starts
 from .capture import Capture
-from .hooks import Hook
 from .layers import choose
 from .probe import probe
-from .schedule import Schedule
+from .schedule import MEASURED_SHARE, EveryKth, Plan, Schedule, WithinShare
 from .snapshot import Snapshot
+from .steps import Steps, holds, innermost
 from .writer import Writer
 
 
@@ -35,29 +36,34 @@ def watch(
     log_dir: str | os.PathLike[str] | None = None,
     *,
     optimizer: Optimizer | None = None,
-    every: int = 1,
+    every: int | Literal["auto"] = 1,
     layers: Sequence[str] | None = None,
     meta: Mapping[str, Any] | None = None,
     resume_step: int | None = None,
     vector_bytes: int = 128 << 20,
     every_rank: bool = False,
+    on_step: Callable[[dict[str, float]], object] | None = None,
 ) -> Recorder:
     """Record what the model's batch-norm layers measure, track and learn: a context manager, and the handle of the run.
 
     Works on any model with torch.nn's batch-norm layers or subclasses of them. The training computes the same bits with
-    and without it. A step is one `optimizer.step()`, or, without an optimizer, one forward of the model in train mode.
+    and without it. A step is one `optimizer.step()`. Without an optimizer it ends when any optimizer that holds a
+    parameter of the model steps, or when model(x) is called again: so it is right in loops that call model.loss(x) or
+    a training_step(x), and in those that step without torch.optim.
 
     Args:
-        model: what is called in the training loop, wrapped (compiled, DistributedDataParallel) or not.
+        model: what is trained, wrapped (compiled, DistributedDataParallel) or not.
         log_dir: a new folder for the run; None for runs/<date>-<time>.
-        optimizer: whose steps are counted, and whose gradients are read as it is about to use them. A model that is
-            compiled from within, by model.compile() or after this, needs it.
-        every: record every so manieth step.
+        optimizer: whose steps are counted, and whose gradients are read as it is about to use them; a wrapper that has
+            it as `optimizer` will do. Give it where a step has several forwards of the model (gradient accumulation).
+        every: record every so manieth step; or "auto": as many as cost at most 1 % of the training's time.
         layers: names of the layers to watch, or patterns such as "encoder.*"; None for all, [] for none (`log` only).
         meta: anything JSON can hold, kept in run.json.
         resume_step: go on in an existing log_dir as if the steps from this one on had never been taken.
         vector_bytes: budget of the file of whole vectors; 0 keeps none.
         every_rank: in a process group, record on every rank, each in a log_dir of its own; else on the first alone.
+        on_step: called with each record as a plain dict, {"step": 3, "bn/<layer>/gamma_mean": 1.0, ...}, for a logger:
+            in the training's thread, some steps later, when the record is on disk. What it raises becomes a warning.
 
     Returns:
         The recorder: `with watch(...) as w`, then `w.log`, `w.probe`, `w.step`, `w.path`.
@@ -65,8 +71,8 @@ def watch(
     Raises:
         TypeError: `model` is no torch.nn.Module, or `optimizer` no torch.optim.Optimizer.
         ValueError: an optimizer that owns none of the model's parameters; no batch-norm layer, or none of a name in
-            `layers`; a lazy layer that has not seen a batch;
-            a model compiled in place without an optimizer; `resume_step` on a run of other layers.
+            `layers`; a lazy layer that has not seen a batch; a layer that is sharded; `resume_step` on a run of other
+            layers.
         FileExistsError: log_dir is a file, or holds a run already and `resume_step` is None.
         FileNotFoundError: `resume_step` is given, and log_dir holds no run.
         BlockingIOError: another recorder, of this process or another, is writing to log_dir.
@@ -90,20 +96,19 @@ def watch(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: watch(model, log_dir)")
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
+    if every != "auto" and not (isinstance(every, int) and every >= 1):
+        raise ValueError(f'every must be at least 1, or "auto", got {every!r}')
+    if on_step is not None and not callable(on_step):
+        raise TypeError(f"on_step must be callable with a dict, got {type(on_step).__name__}")
+    optimizer = innermost(optimizer)
     if optimizer is not None and not hasattr(optimizer, "register_step_pre_hook"):
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; "
             "give the one inside, if it is a wrapper"
         )
-    if optimizer is None and getattr(model, "_compiled_call_impl", None) is not None:
-        raise ValueError(
-            "a model compiled in place, by model.compile(), calls no hooks: give optimizer= to count its steps"
-        )
     chosen = choose(model, layers)
     infos = [info for info, _ in chosen]
-    if optimizer is not None and not _moves(optimizer, model):
+    if optimizer is not None and not holds(optimizer, set(model.parameters())):
         raise ValueError(
             "optimizer must own a parameter of the model, and owns none: its steps would not be the model's; give the "
             "one made from model.parameters(), or leave it out"
@@ -116,8 +121,22 @@ def watch(
         lock = reopen_folder(log_dir, infos, meta)
     frame_bytes = int(vector_starts(infos, len(QUANTITIES))[-1]) * F4.itemsize + HEADER.size
     schedule = Schedule.within(vector_bytes, frame_bytes)
-    writer = Writer(lock.path, infos, schedule, every, resume_step) if lock else None
-    return Recorder(model, chosen, optimizer, every, lock, writer, resume_step or 0)
+    writer = Writer(lock.path, infos, schedule, resume_step, on_step is not None) if lock else None
+    return Recorder(model, chosen, optimizer, every, lock, writer, resume_step or 0, on_step)
+
+
+def _timed(method: Callable[..., None]) -> Callable[..., None]:
+    """The method, whose time is counted as the recording's."""
+
+    @wraps(method)
+    def timed(self: Recorder, *args: Any) -> None:
+        begin = perf_counter()
+        try:
+            method(self, *args)
+        finally:
+            self._seconds += perf_counter() - begin
+
+    return timed
 
 
 class Recorder:
@@ -132,40 +151,49 @@ class Recorder:
         model: nn.Module,
         layers: Sequence[tuple[LayerInfo, nn.Module]],
         optimizer: Optimizer | None,
-        every: int,
+        every: int | Literal["auto"],
         lock: Lock | None,
         writer: Writer | None,
         first_step: int,
+        on_step: Callable[[dict[str, float]], object] | None,
     ) -> None:
         self.path: Path | None = lock.path if lock else None
         self._lock = lock
         self._model = bare(model)
         self._layers = layers
-        self._every = every
-        self._next = first_step  # the step to come, or under way
-        self._current = max(0, first_step - 1)  # the step that a logged number belongs to
+        self._first = self._next = first_step  # the step to come, or under way
         self._writer = writer
+        self._on_step = on_step
         self._scalars = Lines(lock.path / SCALARS, first_step) if lock else None
-        self._pending: Snapshot | None = None  # without an optimizer: the last step, until its gradients are there
+        self._snapshot: Snapshot | None = None  # of the step under way, once its forward is over
+        self._index: int | None = None  # of the record of the step under way, if it is recorded
+        self._probes = 0
+        self._begin = perf_counter()
+        self._seconds = 0.0  # that the training's thread has spent here, but for the hooks of layers
+        self._warned: set[str] = set()
         self._closed = False
         self._process = os.getpid()
+        self._plan: Plan = (
+            WithinShare(MEASURED_SHARE, writer.records if writer else 0, self._spent)
+            if every == "auto"
+            else EveryKth(every)
+        )
         parameter = next(model.parameters(), None)
-        self._capture = Capture(layers if writer else [], parameter.device if parameter is not None else None)
-        self._capture.begin(self._is_recorded(first_step))
-        self._submit(self._capture.take(first_step, recorded=False, gradients=False))
-        self._handles = [model.register_forward_pre_hook(Hook(self._on_forward))]
-        if optimizer is not None:
-            self._handles.append(optimizer.register_step_pre_hook(self._on_step))
-        else:
-            self._handles.append(model.register_forward_hook(Hook(self._on_forwarded)))
-            self._handles.append(register_optimizer_step_pre_hook(self._on_any_step))
-        self._counts_optimizer_steps = optimizer is not None
+        self._capture = Capture(
+            layers if writer else [],
+            parameter.device if parameter is not None else None,
+            self._plan.comes_off,
+            tells=optimizer is None or self._plan.comes_off,
+        )
+        self._submit(self._capture.take(first_step, index=None, gradients=False))
+        self._begin_step(True)
+        self._steps = Steps(model, optimizer, self, hears_calls=not self._plan.comes_off)
         atexit.register(self.close, "interrupted")
 
     @property
     def step(self) -> int:
         """The number of steps taken, which is the number of the step to come."""
-        return self._next
+        return self._next + self._steps.is_past
 
     def log(self, **numbers: Any) -> None:
         """Append numbers to the run's scalars, at the step under way or, between steps, at the last one taken.
@@ -184,6 +212,11 @@ class Recorder:
             values = {name: to_jsonable(number) for name, number in numbers.items()}
             self._scalars.append([{"step": self._current, **values}])
 
+    @property
+    def _current(self) -> int:
+        """The step under way or, between steps, the last one taken."""
+        return self._next if self._steps.is_under_way else max(0, self._next - 1)
+
     def probe(self, batches: Iterable[Any], call: Callable[[nn.Module, Any], Any] | None = None) -> None:
         """Record what several batches measure at the weights as they are now.
 
@@ -201,6 +234,7 @@ class Recorder:
         finally:
             self._capture.switch.paused = False
         if self._layers:
+            self._probes += 1
             self._submit((self._current, values))
 
     def flush(self) -> None:
@@ -217,20 +251,21 @@ class Recorder:
             return
         self._closed = True
         atexit.unregister(self.close)
-        for handle in self._handles:
-            handle.remove()
-        self._finish_pending()
+        self._steps.close()
         self._capture.remove()
         if self._writer:
             self._writer.close()
-            self._warn()
+            self._stopped()
+            self._report()
         if self._scalars:
             self._scalars.close()
         if self._lock:
             try:
-                set_status(self._lock.path, status)
+                end_folder(self._lock.path, status, self._recorded())
             finally:
                 self._lock.release()
+        if status == "finished" and self._layers and self._writer and not self._next and not self._probes:
+            self._warn("no step", f"no step was recorded in {self.path}: {self._steps.why_none}")
 
     def __enter__(self) -> Recorder:
         return self
@@ -243,75 +278,92 @@ class Recorder:
         else:
             self.close("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
 
-    def _is_recorded(self, step: int) -> bool:
-        return bool(self._layers) and self._writer is not None and step % self._every == 0
+    # What `Steps` tells.
 
-    def _on_forward(self, model: nn.Module, args: Any) -> None:
-        """A forward of the model begins: what is logged from here on belongs to the step to come."""
-        if not model.training or self._capture.switch.paused:
-            return
-        self._current = self._next
-        if not self._counts_optimizer_steps:
-            self._finish_pending()
-            self._capture.begin(self._is_recorded(self._next))
+    def is_listening(self) -> bool:
+        return not self._capture.switch.paused
 
-    def _on_forwarded(self, model: nn.Module, args: Any, output: Any) -> None:
-        """Without an optimizer: a step's forward is over, its gradients are to come."""
-        if model.training and not self._capture.switch.paused:
-            self._pending = self._take(gradients=False)
-            self._next += 1
+    def ran(self) -> bool:
+        return self._capture.ran()
 
-    def _on_any_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Without an optimizer: some optimizer steps. If it moves what is watched, it is time to read the gradients."""
-        if self._pending and any(self._capture.owns(p) for group in optimizer.param_groups for p in group["params"]):
-            self._finish_pending()
+    def may_have_run(self) -> bool:
+        return self._capture.is_blind or self._capture.ran()
 
-    def _on_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """The optimizer is about to step: all of the step is there, and gamma and beta have not moved yet."""
-        # An optimizer that takes the scaler's factor into its own step sees scaled gradients, and the factor.
-        snapshot = self._take(scale=getattr(optimizer, "grad_scale", None))
-        if snapshot:
-            self._submit(snapshot)
-        self._current = self._next
+    @_timed
+    def take(self, optimizer: Optimizer | None) -> None:
+        self._snapshot = None
+        if self._index is not None:
+            scale = _scale(optimizer)
+            self._snapshot = self._capture.take(
+                self._next, index=self._index, gradients=optimizer is not None, scale=scale
+            )
+
+    @_timed
+    def add_gradients(self, optimizer: Optimizer | None) -> None:
+        if self._snapshot:
+            self._capture.add_gradients(self._snapshot, _scale(optimizer))
+
+    @_timed
+    def end(self, evaluations: int) -> None:
+        if self._snapshot:
+            self._snapshot.forwards = self._capture.forwards()  # a closure's later evaluations too
+            self._submit(self._snapshot)
+        stands = self._snapshot is not None and evaluations < 2
+        self._snapshot = None
         self._next += 1
-        self._capture.begin(self._is_recorded(self._next))
+        self._begin_step(stands)
+        self._report()
 
-    def _take(self, **options: Any) -> Snapshot | None:
-        """The step to come as a snapshot, if it is recorded or the next one needs to know where it began."""
-        step = self._next
-        if self._is_recorded(step):
-            return self._capture.take(step, **options)
-        if self._is_recorded(step + 1) and self._capture.unseen():
-            self._submit(self._capture.take(step, recorded=False, gradients=False))
-        return None
+    def _begin_step(self, stands: bool) -> None:
+        """A step begins; `stands`: it is known where the running statistics stand."""
+        if self._layers and self._writer:
+            self._index = self._plan.index(self._next)
+        unseen = self._index is not None and not stands and self._capture.unseen()
+        self._capture.begin(self._index is not None)
+        if unseen:  # only from how they move can be told what the step will have measured
+            self._submit(self._capture.take(self._next, index=None, gradients=False))
 
-    def _finish_pending(self) -> None:
-        if self._pending:
-            self._capture.add_gradients(self._pending)
-            self._submit(self._pending)
-            self._pending = None
+    def _spent(self) -> float:
+        """The seconds that recording has cost so far, in this thread and in the writer's."""
+        return self._seconds + self._capture.switch.seconds + (self._writer.cpu_seconds if self._writer else 0.0)
+
+    def _recorded(self) -> dict[str, Any]:
+        """What run.json says of the recording."""
+        facts: dict[str, Any] = {"steps": self._next, "records": self._writer.records if self._writer else 0}
+        if self._next > self._first:
+            facts["share_of_time"] = round(self._spent() / (perf_counter() - self._begin), 4)
+        return facts
+
+    def _report(self) -> None:
+        """Hand the records written since to `on_step`."""
+        while self._on_step and self._writer and self._writer.reports:
+            numbers = self._writer.reports.popleft()
+            try:
+                self._on_step(numbers)
+            except Exception as error:  # a logger that is out of order is no reason to end a training
+                self._warn("on_step", f"on_step raised, the training goes on: {error!r}")
 
     def _submit(self, item: Snapshot | tuple[int, Any]) -> None:
-        if self._writer and not self._warn():
+        if self._writer and not self._stopped():
             self._writer.submit(item)
 
-    def _warn(self) -> bool:
+    def _stopped(self) -> bool:
         """Whether writing has failed; says so once."""
         if self._writer is None or self._writer.error is None:
             return False
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"recording to {self.path} stopped, the training goes on: {self._writer.error!r}", RuntimeWarning, 2
-            )
+        self._warn("writing", f"recording to {self.path} stopped, the training goes on: {self._writer.error!r}")
         return True
 
-    _warned = False
+    def _warn(self, what: str, message: str) -> None:
+        """Warn, of each matter once."""
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(message, RuntimeWarning, 3)
 
 
-def _moves(optimizer: Optimizer, model: nn.Module) -> bool:
-    own = {id(parameter) for parameter in model.parameters()}
-    return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+def _scale(optimizer: Optimizer | None) -> Any:
+    """What a gradient scaler has multiplied by, where the optimizer takes that into its own step."""
+    return getattr(optimizer, "grad_scale", None)
 
 
 def _rank() -> int:

@@ -1,10 +1,18 @@
-"""Which recorded steps keep whole vectors: all at first, then ever fewer, under a budget of bytes."""
+"""Which steps are recorded, and which records keep whole vectors: by number, or under a budget of time, or of bytes."""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
+# The share of the training's time that every="auto" lets recording cost, as far as it can be measured: what torch takes
+# to call hooks at all, no clock in them sees.
+MEASURED_SHARE = 0.01
+# As often it records all the same: what cannot be kept under the budget is at least seldom.
+_AUTO_AT_LEAST = 1000
 # Recorded steps that the budget is made to last for; beyond, every doubling of them adds `dense` frames.
 _HORIZON = 10**7
 
@@ -42,3 +50,60 @@ class Schedule:
             else:
                 high = middle - 1
         return cls(low)
+
+
+class Plan(Protocol):
+    """Which steps are recorded. Asked once for each step, as it begins."""
+
+    comes_off: bool  # whether hooks are to be gone in between
+
+    def index(self, step: int) -> int | None:
+        """The number of the step's record among all records; None where it is not recorded."""
+        ...
+
+
+class EveryKth:
+    """Every k-th step: a resumed run records what an uninterrupted one records."""
+
+    comes_off = False
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+
+    def index(self, step: int) -> int | None:
+        return None if step % self._every else step // self._every
+
+
+class WithinShare:
+    """As many steps as recording them costs at most a share of the time that passes.
+
+    What recording has cost is a debt, which is paid off with that share of the time. Whenever it is paid, the next step
+    is recorded. Nothing is saved up: after a pause, such as an evaluation, no burst of records follows.
+
+    Args:
+        share: of the time.
+        records: how many there are already.
+        spent: the seconds that recording has cost so far, asked as a step begins.
+        clock: seconds.
+    """
+
+    comes_off = True
+
+    def __init__(
+        self, share: float, records: int, spent: Callable[[], float], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._share, self._records, self._spent, self._clock = share, records, spent, clock
+        self._debt = self._paid = 0.0
+        self._begin = clock()
+        self._left_out = _AUTO_AT_LEAST  # the first step is recorded
+
+    def index(self, step: int) -> int | None:
+        now, spent = self._clock(), self._spent()
+        self._debt = max(0.0, self._debt + (spent - self._paid) - self._share * (now - self._begin))
+        self._begin, self._paid = now, spent
+        if self._debt > 0 and self._left_out < _AUTO_AT_LEAST:
+            self._left_out += 1
+            return None
+        self._left_out = 1
+        self._records += 1
+        return self._records - 1

@@ -58,7 +58,7 @@ class Snapshot:
     """What one step left behind, on its way to the file. Lists hold an entry a layer, in the order of `Layout`."""
 
     step: int
-    recorded: bool  # else it only says where the running statistics stood
+    index: int | None  # of its record; None: it only says where the running statistics stood
     fetch: Callable[[], Flats]
     ways: list[int]  # of a layer's first part in the step
     counts: list[int]  # values a channel in it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -11,9 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runs.journal import Journal, read_frames
+from ..runs.journal import Frames, Journal, read_frames
 from ..runs.lines import Lines
-from ..runs.schema import ALERTS, F4, PROBED, PROBES, QUANTITIES, STATS, VECTORS, LayerInfo, stats_dtype, vector_starts
+from ..runs.schema import (
+    ALERTS,
+    COLUMNS,
+    F4,
+    PROBED,
+    PROBES,
+    QUANTITIES,
+    STATS,
+    VECTORS,
+    LayerInfo,
+    stats_dtype,
+    vector_starts,
+)
 from .digest import Digest
 from .schedule import Schedule
 from .snapshot import Snapshot
@@ -25,15 +38,22 @@ _QUEUE_BYTES = 64 << 20
 
 
 class Writer:
-    """Writes one run's journals; `submit` returns at once unless the thread is far behind."""
+    """Writes one run's journals; `submit` returns at once unless the thread is far behind.
+
+    Attributes:
+        records: how many the journal has.
+        cpu_seconds: that the thread has computed for.
+        reports: of the records written, if asked for: whoever wants them takes them out.
+        error: what has stopped it.
+    """
 
     def __init__(
         self,
         path: Path,
         layers: Sequence[LayerInfo],
         schedule: Schedule | None,
-        every: int,
         before_step: int | None = None,
+        reports: bool = False,
     ) -> None:
         vectors = int(vector_starts(layers, len(QUANTITIES))[-1]) * F4.itemsize
         probes = int(vector_starts(layers, len(PROBED))[-1]) * F4.itemsize
@@ -42,7 +62,12 @@ class Writer:
         self._vectors = Journal(path / VECTORS, before_step, lambda n: n == vectors)
         self._probes = Journal(path / PROBES, before_step, lambda n: probes > 0 and n % probes == 0)
         self._alerts = Lines(path / ALERTS, before_step)
-        self._digest = Digest(layers, schedule, every, _last_nonfinite(path, layers))
+        before = read_frames(path / STATS, lambda n: n == record)
+        self._digest = Digest(layers, schedule, _last_nonfinite(before, layers))
+        self._layers, self._reports = layers, reports
+        self.reports: deque[dict[str, float]] = deque()
+        self.records = len(before)
+        self.cpu_seconds = 0.0
         self._queue: deque[Snapshot | tuple[int, np.ndarray]] = deque()
         self._capacity = max(4, min(256, _QUEUE_BYTES // max(1, vectors)))
         self._submitted = self._written = 0  # each moved by one thread alone
@@ -86,6 +111,7 @@ class Writer:
                 self._hurry.clear()
                 self._wake.clear()
                 self._drain()
+                self.cpu_seconds = time.thread_time()
         except Exception as error:  # handed to the training thread, which must not die of a full disk
             self.error = error
         finally:
@@ -105,6 +131,9 @@ class Writer:
                 self._alerts.append(records.alerts)
             if records.stats:
                 self._stats.append(records.stats)
+                self.records += len(records.stats)
+                if self._reports:
+                    self.reports.extend(flat_numbers(self._layers, step, row) for step, row in records.stats)
             if records.vectors:
                 self._vectors.append(records.vectors)
         probes = [(item[0], item[1].tobytes()) for item in items if not isinstance(item, Snapshot)]
@@ -115,11 +144,26 @@ class Writer:
         self._written += len(items)
 
 
-def _last_nonfinite(path: Path, layers: Sequence[LayerInfo]) -> np.ndarray:
+def flat_numbers(layers: Sequence[LayerInfo], step: int, record: bytes) -> dict[str, float]:
+    """A record as loggers take it: {"step": 3, "bn/<layer>/<quantity>_<mean, min, max>": ...}, of finite values.
+
+    What does not exist is left out; "..._nonfinite" counts the values that are not finite, where there are any.
+    """
+    numbers: dict[str, float] = {"step": step}
+    for layer, of_layer in zip(layers, np.frombuffer(record, stats_dtype(layers))[0]["stats"].tolist(), strict=True):
+        for quantity, row in zip(QUANTITIES, of_layer, strict=True):
+            of_quantity = dict(zip(COLUMNS, row, strict=True))
+            for column in ("mean", "min", "max", "nonfinite"):
+                value = of_quantity[column]
+                if math.isfinite(value) and (column != "nonfinite" or value):
+                    numbers[f"bn/{layer.name}/{quantity}_{column}"] = value
+    return numbers
+
+
+def _last_nonfinite(frames: Frames, layers: Sequence[LayerInfo]) -> np.ndarray:
     """How many values of each quantity, (layers, quantities), were not finite when last seen: known to the alerts."""
     last = np.zeros((len(layers), len(QUANTITIES)), np.float32)
     dtype = stats_dtype(layers)
-    frames = read_frames(path / STATS, lambda length: length == dtype.itemsize)
     for k in range(len(frames)):
         nonfinite = np.frombuffer(frames.payload(k), dtype)[0]["stats"][..., -1]
         last = np.where(np.isnan(nonfinite), last, nonfinite)
