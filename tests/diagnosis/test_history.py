@@ -160,15 +160,18 @@ def test_probes_of_two_populations(tmp_path):
 
 
 def test_layers_of_one_finding_begin_at_their_own_steps(tmp_path):
-    infos = [layer("bn1"), layer("bn2")]
+    infos = [layer(f"bn{i}") for i in range(1, 5)]
     values = [story(info, 60, seed) for seed, info in enumerate(infos)]
-    values[0]["running_mean"][41:, 0] = np.nan
-    values[1]["running_mean"][30:, 0] = np.nan
+    began = [41, 30, 35, 33]
+    for of_layer, step in zip(values, began, strict=True):
+        of_layer["running_mean"][step:, 0] = np.nan
     found = bn.diagnose(write_run(tmp_path / "run", infos, values))
     (one,) = [finding for finding in found if finding.rule == "nonfinite"]
-    assert (one.layers, one.since_step) == (("bn1", "bn2"), 30)
-    assert [each.since_step for each in one.each] == [41, 30]
-    assert "in bn1, bn2, since steps 30 to 41" in str(found)
+    assert (one.layers, one.since_step) == (("bn1", "bn2", "bn3", "bn4"), 30)
+    assert [each.since_step for each in one.each] == began
+    assert "in bn1, bn2, bn3, bn4, since steps 30 to 41" in str(found)
+    three = bn.diagnose(write_run(tmp_path / "three", infos[:3], values[:3]))
+    assert [finding.layer for finding in three if finding.rule == "nonfinite"] == ["bn1", "bn2", "bn3"]
 
 
 def test_odd_runs(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lookalikes import BatchNormAct2d, FrozenBatchNorm2d
-from public import import_timm
+from public import import_timm, import_with_torchvision
 from torch import nn
 
 import batchnorm as bn
@@ -192,6 +192,24 @@ def test_timms_fresh_models_are_healthy(name):
     """With zero_init_last, timm's default."""
     model = import_timm().create_model(name, pretrained=False)
     assert bn.diagnose(model).serious == bn.diagnose(model.state_dict()).serious == []
+
+
+TRANSFORMERS = {
+    "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+    "RegNet": {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "groups_width": 8},
+    "Levit": {},
+    "MobileViT": {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 16, 16, 16]},
+    "EfficientNet": {"width_coefficient": 0.3, "depth_coefficient": 0.3, "hidden_dim": 64, "batch_norm_momentum": 0.01},
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_fresh_models_are_healthy(name):
+    """Some begin with gamma from N(0, 0.02), of which some channels are near 0."""
+    import_with_torchvision("torchvision")
+    transformers = import_with_torchvision("transformers")
+    model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**TRANSFORMERS[name]))
+    assert bn.diagnose(model) == bn.diagnose(model.state_dict()) == []
 
 
 def test_what_was_tracked_or_trained_and_is_as_new_is_shown():

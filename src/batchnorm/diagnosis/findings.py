@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from .finding import SEVERITIES, Finding, joined
 from .judged import Judged
 from .terminal import to_text
 
+MANY = 4  # layers or sources that share a finding; fewer have one each
+
 
 class Findings(list[Finding]):
     """A list of findings, worst first. Printed, it is a report.
 
-    Of one rule and layer the worst is kept; layers that share rule, severity and remedy share a finding.
+    Of one rule and layer the worst is kept; four layers and more that share rule, severity and remedy share a finding.
 
     Attributes:
         judged: how much was judged, by which rules, and what could not be judged and why.
@@ -28,7 +31,8 @@ class Findings(list[Finding]):
         for _, finding in sorted(kept.values(), key=lambda each: each[0]):  # in model order
             cure = finding.cure.code if finding.cure else finding.remedy
             groups.setdefault((finding.rule, finding.severity, cure), []).append(finding)
-        super().__init__(sorted(map(joined, groups.values()), key=_badness))
+        shared = [[joined(group)] if len(group) >= MANY else group for group in groups.values()]
+        super().__init__(sorted(chain.from_iterable(shared), key=_badness))
         self.judged = judged or Judged()
 
     @property

@@ -21,7 +21,7 @@ class Dead(Rule):
 
     def of_layer(self, layer: Layer) -> Iterator[Finding]:
         gamma, beta = layer.gamma, layer.beta
-        if gamma is None or not np.isfinite(gamma).all() or layer.is_plain:  # as it may begin: all 0
+        if gamma is None or not np.isfinite(gamma).all() or layer.is_plain or layer.is_new:  # as it may begin: 0
             return
         scale = np.abs(gamma)
         zero = scale < NEAR_ZERO
