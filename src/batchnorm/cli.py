@@ -85,6 +85,13 @@ def train(
             help="digits, mnist5k, or a file or folder: IDX, CIFAR-10 .bin, .npz, .csv.", show_default="digits"
         ),
     ] = None,
+    experiment: Annotated[
+        str | None,
+        typer.Option(
+            help="all: all that the network has learns. gamma-beta: only gamma and beta do, every weight stays random.",
+            show_default="one after the other",
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="mlp or cnn.", show_default="mlp")] = None,
     arms: Annotated[
         str | None,
@@ -101,9 +108,14 @@ def train(
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Learning rate of the first step; it falls to 0.", show_default="sgd 0.1, adam 0.003"),
+        typer.Option(
+            help="Learning rate of the first step; it falls to 0.",
+            show_default="sgd 0.1, adam 0.003; gamma-beta: 0.5, 0.02",
+        ),
     ] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd (momentum 0.9) or adam.", show_default="sgd")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd (momentum 0.9) or adam.", show_default="sgd; gamma-beta: adam")
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Of the initial weights and the batches, the same in every arm.", show_default="0"),
@@ -122,7 +134,11 @@ def train(
 ) -> None:
     """Train a network with batch norm learned, fixed, one pair a batch, and without; record it; write its page."""
     options = {"data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
-    options |= {"optimizer": optimizer, "arms": tuple(arms.replace(" ", "").split(",")) if arms is not None else None}
+    options |= {
+        "experiment": experiment,
+        "optimizer": optimizer,
+        "arms": tuple(arms.replace(" ", "").split(",")) if arms is not None else None,
+    }
     with one_line_errors():
         from .lab.command import train as run_training
 

@@ -100,7 +100,10 @@ def test_json_is_all_of_stdout(source, tmp_path):
     assert process.returncode == 0, stderr
     found = json.loads(stdout)
     assert stdout.count("\n") == 1
-    assert found == {"run": str(path), "report": str(path / "report.html"), "arms": bn.open_run(path).results["arms"]}
+    arms, only = bn.open_run(path).results["arms"], bn.open_run(path / "gamma-beta").results["arms"]
+    experiments = {"all": {"arms": arms}, "gamma-beta": {"arms": only}}
+    said = {"run": str(path), "report": str(path / "report.html"), "arms": arms, "experiments": experiments}
+    assert found == said
     assert set(found["arms"]) == {"learned", "fixed", "per-batch", "none"}
     assert (path / "report.html").stat().st_size > 1000
     # Not a terminal: plain lines, the last of each arm among them.

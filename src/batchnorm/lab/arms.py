@@ -72,3 +72,11 @@ def fix_affine(model: nn.Module) -> None:
         if isinstance(module, BATCH_NORM):
             module.weight.requires_grad_(False)
             module.bias.requires_grad_(False)
+
+
+def freeze_all_else(model: nn.Module) -> None:
+    """Keep everything but gamma and beta of the batch-norm layers as it is."""
+    own = {id(p) for module in model.modules() if isinstance(module, BATCH_NORM) for p in module.parameters(False)}
+    for parameter in model.parameters():
+        if id(parameter) not in own:
+            parameter.requires_grad_(False)

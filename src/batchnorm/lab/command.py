@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runs import Run
+from ..runs.schema import RUN
 from ..view.words import summarize
 from .arms import ARMS
 from .errors import LabError
@@ -19,6 +20,7 @@ from .settings import Settings
 from .sources import canonical
 
 PAGE = "report.html"
+ONLY = "gamma-beta"
 INTERRUPTED = 130  # what a shell reports of a command ended by Ctrl-C
 
 
@@ -42,45 +44,69 @@ def train(
     """
     with joined(sync) as ranks:
         if ranks.world > 1 and not resume:
-            given = {"arms": tuple(arm for arm in ARMS if arm != "per-batch"), **given, "processes": ranks.world}
+            others = {"per-batch", "none"} if given.get("experiment") == ONLY else {"per-batch"}
+            given = {"arms": tuple(arm for arm in ARMS if arm not in others), **given, "processes": ranks.world}
         return _train(given, out, resume, as_json, is_first=ranks.rank == 0)
 
 
 def _train(given: dict[str, Any], out: Path | None, resume: Path | None, as_json: bool, is_first: bool) -> int:
     if resume and out and resume.resolve() != out.resolve():
         raise LabError(f"--out {out} contradicts --resume {resume}, which goes on in its own folder; leave --out out")
-    if resume:
-        if "data" in given:
-            given = {**given, "data": canonical(given["data"])}
-        experiment = Experiment.resume(resume, given)
-    else:
-        experiment = Experiment.begin(Settings(**given), out)
+    experiments = _resumed(given, resume) if resume else _begun(given, out)
     if not is_first:
-        return _train_along(experiment)
-    _say(f"{experiment.path}: finished already" if experiment.is_finished else _plan(experiment))
-    was_finished = experiment.is_finished
+        return _train_along(experiments)
     try:
-        with Progress(experiment.settings.arms) as progress:
-            run = experiment.run(progress)
-        page = run.path / PAGE
-        if not (was_finished and page.is_file()):
-            page = _write_page(run)
+        found = [_run(experiment) for experiment in experiments]
     except KeyboardInterrupt:
-        path = shlex.quote(str(experiment.path))
+        path = shlex.quote(str(experiments[0].path))
         _say(f"interrupted: what was recorded is in {path}; to go on: batchnorm train --resume {path}")
         return INTERRUPTED
     if as_json:
-        found = {"run": str(run.path), "report": str(page) if page else None, "arms": run.results["arms"]}
-        print(json.dumps(found, allow_nan=False))
+        run, page = found[0]
+        arms = {str(of.meta.get("experiment", "all")): {"arms": of.results["arms"]} for of, _ in found}
+        said = {"run": str(run.path), "report": str(page) if page else None, "arms": run.results["arms"]}
+        print(json.dumps({**said, "experiments": arms}, allow_nan=False))
     else:
-        print("\n".join([*summarize(run), str(page or run.path)]))
+        for run, page in reversed(found):  # what shows the learning comes first
+            print("\n".join([*summarize(run), str(page or run.path)]))
     return 0
 
 
-def _train_along(experiment: Experiment) -> int:
+def _begun(given: dict[str, Any], out: Path | None) -> list[Experiment]:
+    """The experiment that is asked for; if none is by name, and no arms are, the one in which all learns and another.
+
+    In that one, in a folder within the first one's, gamma and beta alone learn, of a network of the same kind.
+    """
+    first = Experiment.begin(Settings(**given), out)
+    if {"experiment", "arms"} & given.keys():
+        return [first]
+    shared = {name: given[name] for name in ("data", "model", "epochs", "batch_size", "seed") if name in given}
+    return [first, Experiment.begin(Settings(**shared, experiment=ONLY), first.path / ONLY)]
+
+
+def _resumed(given: dict[str, Any], path: Path) -> list[Experiment]:
+    if "data" in given:
+        given = {**given, "data": canonical(given["data"])}
+    first = Experiment.resume(path, given)
+    second = path / ONLY
+    return [first, Experiment.resume(second)] if (second / RUN).is_file() else [first]
+
+
+def _run(experiment: Experiment) -> tuple[Run, Path | None]:
+    """The finished run, and its page."""
+    _say(f"{experiment.path}: finished already" if experiment.is_finished else _plan(experiment))
+    was_finished = experiment.is_finished
+    with Progress(experiment.settings.arms) as progress:
+        run = experiment.run(progress)
+    page = run.path / PAGE
+    return run, page if was_finished and page.is_file() else _write_page(run)
+
+
+def _train_along(experiments: list[Experiment]) -> int:
     """What the other processes do, in silence: the first one reports."""
     try:
-        experiment.run()
+        for experiment in experiments:
+            experiment.run()
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
@@ -91,8 +117,9 @@ def _plan(experiment: Experiment) -> str:
     settings, data = experiment.settings, experiment.data
     sizes = [len(batch) for batch in experiment.first_batches()]
     odd = f", the last of {sizes[-1]}" if sizes[-1] != sizes[0] else ""
+    what = f"only gamma and beta of {settings.model}" if settings.experiment == ONLY else settings.model
     return (
-        f"{experiment.path}: {settings.model} on {settings.data}, {len(data.y_train)} samples to train on in "
+        f"{experiment.path}: {what} on {settings.data}, {len(data.y_train)} samples to train on in "
         f"{len(sizes)} batches of {sizes[0]}{odd}, {len(data.y_test)} to test, {len(data.classes)} classes"
         + (f"; on {settings.processes} processes" if settings.processes > 1 else "")
     )

@@ -12,14 +12,16 @@ from ..nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .errors import LabError
 
 MODELS = ("mlp", "cnn")
-HIDDEN_UNITS = 100
+HIDDEN_UNITS, MANY_UNITS = 100, 200
 CNN_CHANNELS = (16, 32, 64)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 _POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 
-def build(name: str, shape: tuple[int, ...], classes: int, *, norm: bool = True, seed: int = 0) -> nn.Sequential:
+def build(
+    name: str, shape: tuple[int, ...], classes: int, *, norm: bool = True, seed: int = 0, wide: bool = False
+) -> nn.Sequential:
     """The network of that name, its weights drawn from the seed alone: with and without `norm` they are the same.
 
     Args:
@@ -28,6 +30,8 @@ def build(name: str, shape: tuple[int, ...], classes: int, *, norm: bool = True,
         classes: size of the output, one logit a class.
         norm: put a batch-norm layer before each activation. Without one the layer before it has a bias, which starts
             at 0; with one it has none, since the batch mean that is subtracted would cancel it.
+        wide: "mlp" has 200 ReLU units in a layer, not 100 sigmoid ones: from random weights that stay as they are,
+            gamma and beta choose among features, so there have to be many.
         seed: of the initial weights. The global generator is neither used nor moved.
     Raises:
         LabError: no such network.
@@ -44,7 +48,7 @@ def build(name: str, shape: tuple[int, ...], classes: int, *, norm: bool = True,
     if name not in MODELS:
         raise LabError(f"no model {name!r}; there are {', '.join(MODELS)}")
     with torch.random.fork_rng(devices=[]):  # torch.nn draws initial weights of its own, which ours replace
-        model = _mlp(shape, classes, norm) if name == "mlp" else _cnn(shape, classes, norm)
+        model = _mlp(shape, classes, norm, wide) if name == "mlp" else _cnn(shape, classes, norm)
     generator = Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, (nn.Linear, *_CONVS)):
@@ -57,16 +61,17 @@ def build(name: str, shape: tuple[int, ...], classes: int, *, norm: bool = True,
     return model
 
 
-def _mlp(shape: tuple[int, ...], classes: int, norm: bool) -> nn.Sequential:
-    """Three hidden layers of 100 sigmoid units: the network of Ioffe & Szegedy 2015, section 4.1."""
+def _mlp(shape: tuple[int, ...], classes: int, norm: bool, wide: bool) -> nn.Sequential:
+    """Three hidden layers of 100 sigmoid units: the network of Ioffe & Szegedy 2015, section 4.1; or a wider one."""
+    units, act, name = (MANY_UNITS, nn.ReLU, "relu") if wide else (HIDDEN_UNITS, nn.Sigmoid, "sigmoid")
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     width = math.prod(shape)
     for i in (1, 2, 3):
-        layers[f"linear{i}"] = nn.Linear(width, HIDDEN_UNITS, bias=not norm)
+        layers[f"linear{i}"] = nn.Linear(width, units, bias=not norm)
         if norm:
-            layers[f"bn{i}"] = BatchNorm1d(HIDDEN_UNITS)
-        layers[f"sigmoid{i}"] = nn.Sigmoid()
-        width = HIDDEN_UNITS
+            layers[f"bn{i}"] = BatchNorm1d(units)
+        layers[f"{name}{i}"] = act()
+        width = units
     layers["output"] = nn.Linear(width, classes)
     return nn.Sequential(layers)
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..runs.schema import RUN, write_atomically
 from ..watch import Recorder, watch
-from .arms import PairPerBatch, fix_affine
+from .arms import PairPerBatch, fix_affine, freeze_all_else
 from .batches import Batches
 from .data import Data
 from .errors import LabError
@@ -73,10 +73,20 @@ class Training:
     ) -> None:
         self.arm, self.data, self.settings, self.folder = arm, data, settings, folder
         self.checkpoint_seconds = checkpoint_seconds
-        self.model = build(settings.model, data.shape, len(data.classes), norm=arm != "none", seed=settings.seed)
+        self.only_gamma_beta = settings.experiment == "gamma-beta"
+        self.model = build(
+            settings.model,
+            data.shape,
+            len(data.classes),
+            norm=arm != "none",
+            seed=settings.seed,
+            wide=self.only_gamma_beta,
+        )
         self.batches = Batches(len(data.y_train), settings.batch_size, settings.seed, fixed=arm == "per-batch")
         self.pairs = PairPerBatch(self.model, len(self.batches)) if arm == "per-batch" else None
-        if arm == "fixed":
+        if self.only_gamma_beta:
+            freeze_all_else(self.model)
+        elif arm == "fixed":
             fix_affine(self.model)
         self.ranks = ranks()
         self.ranks.synchronized(self.model)
@@ -138,6 +148,8 @@ class Training:
             self.pairs.select(batch)
         # To 0 over the training: at a constant rate the last epoch's accuracy is a matter of luck, 2 points up or down.
         rate = cast(float, self.settings.lr) * (1 - self.step / self.steps)
+        if self.only_gamma_beta and self.arm == "fixed":
+            rate = 0.0  # nothing learns at all: the gradient is there, and nobody follows it
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()

@@ -33,10 +33,21 @@ def summarize(run: Run) -> list[str]:
     """
     results = {arm: found for arm, found in (run.results.get("arms") or {}).items() if isinstance(found, dict)}
     samples = int(run.meta.get("test_samples", 0))
-    said = _accuracy(results, samples) + _speed(results)
+    said = _experiment(run) + _accuracy(results, samples) + _speed(results)
     if run.main.layers:
         said += _moved(run.main) + _measured(run.main)
     return said + _pairs(results, samples) + _unfinished(run, results)
+
+
+def _experiment(run: Run) -> list[str]:
+    """What could learn, where that was not all."""
+    if run.meta.get("experiment") != "gamma-beta" or not run.main.layers:
+        return []
+    numbers = 2 * sum(layer.channels for layer in run.main.layers)
+    return [
+        f"Only gamma and beta learned, {numbers:,} numbers shared by all batches; every weight stayed at its random "
+        "initial value, and in the arm fixed nothing learned at all."
+    ]
 
 
 def _accuracy(results: dict[str, Any], samples: int) -> list[str]:
