@@ -78,7 +78,8 @@ def test_it_pickles_copies_compiles_and_reverts():
     torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
     assert bn.revert(layer) is layer
     assert type(layer) is BatchNormAct2d
-    assert vars(layer).keys() - {"_is_torch_compile"} == vars(BatchNormAct2d(3)).keys()
+    # Lightning, once imported, has torch.compile leave a mark of its own.
+    assert vars(layer).keys() - {"_is_torch_compile", "_compile_kwargs"} == vars(BatchNormAct2d(3)).keys()
 
 
 def test_options_and_sync_reach_it():
