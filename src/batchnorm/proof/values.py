@@ -77,7 +77,7 @@ def run(case: Case, operands: Operands) -> dict[str, Tensor | None]:
     forward = {"x": x, **of, "residual": residual, "mask": mask}
     results: dict[str, Tensor | None] = {}
     if case.way == "whole":
-        batches = torch.tensor(3, device=x.device)
+        batches = torch.full((), 3, device=x.device)  # torch.tensor would copy from the CPU, which no graph can capture
         moved = {"running_mean": mean, "running_var": var, "batches": batches, "momentum": MOMENTUM}
         y, statistics = by_kernels("forward_", {**forward, **moved})
         results |= {"running_mean": mean, "running_var": var, "batches": batches}
@@ -108,14 +108,16 @@ def _make(case: Case, random: torch.Generator, device: str) -> Operands:
         return torch.randn(shape, dtype=torch.float64, generator=random) * std + mean
 
     vectors = torch.float64 if case.dtype == torch.float64 else torch.float32
-    x = laid_out(normal(*case.shape, std=2.0, mean=case.mean).to(case.dtype), case.layout)
-    dense = torch.preserve_format if case.layout == "last" else torch.contiguous_format
-    dy, residual = (normal(*case.shape).to(case.dtype) for _ in range(2))
-    if case.layout == "last":
-        dy, residual = (torch.empty_like(x, memory_format=dense).copy_(each) for each in (dy, residual))
-    mask = torch.rand((case.shape[0], *case.shape[2:]), generator=random) < 2 / 3
+    x, dy, residual = (
+        normal(*case.shape, std=std, mean=mean).to(device, case.dtype)
+        for std, mean in ((2.0, case.mean), (1.0, 0.0), (1.0, 0.0))
+    )
+    mask = (torch.rand((case.shape[0], *case.shape[2:]), generator=random) < 2 / 3).to(device)
     if case.mask:
-        x = x.masked_fill(~mask.unsqueeze(1), torch.nan) if case.layout != "gaps" else x
+        x = x.masked_fill(~mask.unsqueeze(1), torch.nan)
+    x = laid_out(x, case.layout)  # last, for gaps are lost where a tensor moves to another device or is masked
+    if case.layout == "last":
+        dy, residual = (laid_out(each, case.layout) for each in (dy, residual))
     operands = Operands(
         x,
         dy,
