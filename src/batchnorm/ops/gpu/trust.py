@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import available
 from .cut import cut
-from .layout import view_of
+from .layout import outline
 
 Operator = Callable[[str, dict[str, Any]], Any]
 _MOVED = ("running_mean", "running_var", "batches")
@@ -61,7 +61,7 @@ def variant(name: str, given: dict[str, Any]) -> tuple[Any, ...]:
     )
     if "x" not in given:
         return name, operands
-    view, _ = view_of(given["x"])
+    view = outline(given["x"])
     cuts = [cut(view, sums, given.get("mask") is not None) for sums in (True, False)]
     shapes = [(c.block_rows, c.block_columns, c.align, view.planes, view.inner == 1) for c in cuts]
     return name, given["x"].device.index, operands, *shapes
