@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+from batchnorm.ops import cpu  # noqa: F401  (its operators stand in)
 from batchnorm.ops.gpu import available, trust
 from batchnorm.ops.gpu.arguments import check
 from batchnorm.ops.gpu.implementation import OPERATORS, by_plain
@@ -170,6 +171,6 @@ def test_freed_memory_is_refused():
 def test_rows_are_checked(name):
     given = arguments("apply", X)
     check("apply", given)
-    for wrong in (given[name][:1], given[name].float(), given[name][:, :3]):
+    for wrong in (given[name][:1], given[name].float(), given[name][:, :3], given[name].unsqueeze(1)):
         with pytest.raises(RuntimeError, match=name):
             check("apply", {**given, name: wrong})
