@@ -107,7 +107,7 @@ def _make(case: Case, random: torch.Generator, device: str) -> Operands:
     def normal(*shape: int, std: float = 1.0, mean: float = 0.0) -> Tensor:
         return torch.randn(shape, dtype=torch.float64, generator=random) * std + mean
 
-    vectors = torch.float64 if case.dtype == torch.float64 else torch.float32
+    vectors = case.vectors or (torch.float64 if case.dtype == torch.float64 else torch.float32)
     x, dy, residual = (
         normal(*case.shape, std=std, mean=mean).to(device, case.dtype)
         for std, mean in ((2.0, case.mean), (1.0, 0.0), (1.0, 0.0))
@@ -157,7 +157,7 @@ def _errors(case: Case, operands: Operands, results: dict[str, Tensor | None]) -
     gradients = reference.backward(operands.dy.cpu(), *given, **options)
     x = given[0]
     rounds = torch.finfo(torch.float64 if case.dtype == torch.float64 else torch.float32).eps
-    ulp = torch.finfo(case.dtype).eps if case.dtype in (torch.bfloat16, torch.float16) else 0.0
+    ulp, vector_ulp = _ulp(case.dtype), 0.0 if case.vectors is None else _ulp(case.vectors)
     count = x.numel() // x.size(1) if operands.mask is None else max(int(operands.mask.sum()), 1)
     rstd = (exact.var + EPS).rsqrt()
     # x - mean carries the mean's rounding: float32 has it as a pair of floats, of 48 bits; float64 as one of 53.
@@ -193,8 +193,8 @@ def _errors(case: Case, operands: Operands, results: dict[str, Tensor | None]) -
     found += [
         _error("dx", results["dx"], gradients.dx, 16 * coarse * scale, ulp),
         _error("dresidual", results["dresidual"], gradients.dresidual, 16 * coarse * dz, ulp),
-        _error("dbias", results["dbias"], gradients.dbias, 4 * coarse * count * dz),
-        _error("dweight", results["dweight"], gradients.dweight, 16 * coarse * count * dz),
+        _error("dbias", results["dbias"], gradients.dbias, 4 * coarse * count * dz, vector_ulp),
+        _error("dweight", results["dweight"], gradients.dweight, 16 * coarse * count * dz, vector_ulp),
     ]
     if case.way == "whole":
         found += _tracked(case, operands, exact, count, results)
@@ -208,7 +208,8 @@ def _tracked(
     mean, var = operands.running_mean.double().cpu(), operands.running_var.double().cpu()
     unbiased = exact.var * count / max(count - 1, 1)
     mean, var = mean + (exact.mean - mean) * MOMENTUM, var + (unbiased - var) * MOMENTUM
-    rounds = torch.finfo(operands.running_mean.dtype).eps
+    computed = torch.float64 if case.dtype == torch.float64 else torch.float32
+    rounds = max(torch.finfo(dtype).eps for dtype in (operands.running_mean.dtype, computed))
     return [
         _error("running_mean", results["running_mean"], mean, 4 * rounds * float(mean.abs().max() + 2)),
         _error("running_var", results["running_var"], var, 8 * rounds * float(var.abs().max())),
@@ -222,6 +223,10 @@ def _error(what: str, result: Tensor | None, exact: Tensor, allowed: float, ulp:
         return Error(what, 0.0, 0.0)
     off = (result.double().cpu() - exact.double()).abs() - ulp * exact.double().abs()
     return Error(what, float(off.max()) if bool(off.isfinite().all()) else float("nan"), allowed)
+
+
+def _ulp(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps if dtype in (torch.bfloat16, torch.float16) else 0.0
 
 
 def _largest(vector: Tensor | None) -> float:
