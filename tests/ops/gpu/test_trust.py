@@ -59,15 +59,16 @@ def a_bit_off(name, given):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("act", [1, 5], ids=["relu", "silu"])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_what_is_right_is_trusted(name, dtype):
+def test_what_is_right_is_trusted(name, act, dtype):
     x = (torch.randn(300, 9, generator=torch.Generator().manual_seed(0)) * 2 + 3).to(dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trust.call(name, arguments(name, x), right, by_plain)
+        trust.call(name, arguments(name, x, act=act), right, by_plain)
     assert len(trust._trusted) == 1
     called = []
-    trust.call(name, arguments(name, x), lambda *a: called.append(a), lambda *a: pytest.fail("checked again"))
+    trust.call(name, arguments(name, x, act=act), lambda *a: called.append(a), lambda *a: pytest.fail("checked again"))
     assert len(called) == 1
 
 
@@ -87,6 +88,44 @@ def test_what_is_wrong_is_not(name):
         if given.get(key) is not None:
             torch.testing.assert_close(given[key], expected_given[key], rtol=0, atol=0)  # moved once, and rightly
     assert available.why_not(torch.device("cuda", 0)) is not None
+
+
+X300 = torch.randn(300, 9, generator=torch.Generator().manual_seed(0)) + 20
+FIFTH = torch.arange(300) == 5
+
+
+def half_again_off(name, given):
+    return tuple(None if each is None else each * 1.5 for each in by_plain(name, given))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"x": X300.masked_fill(FIFTH[:, None], torch.nan), "mask": ~FIFTH},
+        {"x": X300.masked_fill(FIFTH[:, None], 1e30), "mask": ~FIFTH},
+        {"x": X300, "dy": torch.ones(300, 9).masked_fill(FIFTH[:, None], torch.nan), "mask": ~FIFTH},
+        {"x": X300, "need_dx": False, "act": 5},
+    ],
+    ids=["NaN under a mask", "1e30 under a mask", "a gradient of NaN under a mask", "parameters' gradients alone"],
+)
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_what_is_wrong_is_seen_whatever_stands_beside_it(name, changed):
+    given = {key: value for key, value in {**arguments(name, X300), **changed}.items() if key in arguments(name, X300)}
+    with pytest.warns(RuntimeWarning, match=f"of {name}, "):
+        trust.call(name, given, half_again_off, by_plain)
+    assert trust._trusted == set()
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+def test_what_cannot_be_compared_is_not_trusted_yet(odd):
+    x = X300.clone()
+    x[3, 0] = odd  # of one channel: the others are compared
+    given = arguments("forward", x)
+    trust.call("forward", given, right, by_plain)
+    assert trust._trusted == set()
+    assert available._distrusted == []
+    with pytest.warns(RuntimeWarning, match="of forward, "):
+        trust.call("forward", given, half_again_off, by_plain)
 
 
 def test_a_kernel_that_raises_is_not(monkeypatch):
