@@ -148,6 +148,34 @@ def test_out_of_memory_is_no_ones_fault():
     assert available._distrusted == []
 
 
+def test_out_of_memory_while_checking_leaves_the_running_statistics_as_they_were():
+    """The call is tried again, which would move them twice."""
+
+    def full(name, given):
+        raise torch.OutOfMemoryError("full")
+
+    given = arguments("forward_", torch.randn(30, 5) + 9)
+    with pytest.raises(torch.OutOfMemoryError):
+        trust.call("forward_", given, right, full)
+    assert float(given["running_mean"].abs().max()) == 0
+    assert int(given["batches"]) == 3
+
+
+@pytest.mark.parametrize(("act", "slope"), [(1, 0.0), (2, 0.0), (3, 0.2), (4, 1.3), (8, 0.0)])
+def test_one_derivative_on_the_other_side_of_a_kink_is_no_fault(act, slope):
+    def flipped(name, given):
+        dx, *others = by_plain(name, given)
+        dx[7, 0] *= 1.3
+        return dx, *others
+
+    x = torch.randn(300, 9, generator=torch.Generator().manual_seed(0))
+    given = {**arguments("backward", x, act=act), "slope": slope}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trust.call("backward", given, flipped, by_plain)
+    assert len(trust._trusted) == 1
+
+
 def test_nothing_is_checked_while_a_graph_is_captured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
