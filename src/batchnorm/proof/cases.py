@@ -62,6 +62,7 @@ class Case:
         affine: with weight and bias.
         way: one operator each way; measure, normalize, reduce, apply; or by running statistics.
         mean: of x, whose standard deviation is 2.
+        vectors: dtype of weight, bias and running statistics; None: float32, or float64 of such an x.
     """
 
     shape: tuple[int, ...]
@@ -74,11 +75,13 @@ class Case:
     affine: bool = True
     way: Way = "whole"
     mean: float = 1.0
+    vectors: torch.dtype | None = None
 
     def __str__(self) -> str:
         said = ["x".join(map(str, self.shape)), self.layout, str(self.dtype)[6:], str(self.activation), self.way]
         said += [name for name in ("residual", "keeps_y", "mask") if getattr(self, name)]
         said += [] if self.affine else ["not affine"]
+        said += [] if self.vectors is None else [f"vectors of {str(self.vectors)[6:]}"]
         return " ".join([*said, *([] if self.mean == 1.0 else [f"mean {self.mean:g}"])])
 
 
@@ -87,6 +90,8 @@ def cases() -> Iterator[Case]:
     float32, float64, bfloat16, float16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
     for dtype in (float32, float64):  # value by value, so that how they are walked does not matter
         yield from (Case((40, 24), "contiguous", dtype, activation) for activation in ACTIVATIONS)
+    for dtype, vectors in ((bfloat16, bfloat16), (float16, float16), (float32, float64), (float64, bfloat16)):
+        yield from (Case((40, 24), "contiguous", dtype, vectors=vectors, way=way) for way in ("whole", "eval"))
     for shape, layout in WALKS:
         plain = Case(shape, layout, float32)
         for dtype in (float32, bfloat16) if layout == "gaps" else (float32, float64, bfloat16, float16):

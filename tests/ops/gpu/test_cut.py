@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._prims_common import suggest_memory_format
 
 from batchnorm.ops.gpu.cut import cut
-from batchnorm.ops.gpu.layout import like, view_of
+from batchnorm.ops.gpu.layout import format_of, is_too_long, like, outline, view_of
 
 SIZES = st.integers(1, 12)
 SHAPES = st.one_of(
@@ -102,3 +103,49 @@ def test_what_lies_otherwise_is_copied():
     view, same = view_of(gaps)
     assert same is gaps
     assert (view.planes, view.x_row, view.x_channel, view.row) == (True, 8000, 1600, 4800)
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data(), dims=st.integers(2, 5))
+def test_any_strides_are_walked_where_their_values_lie(data, dims):
+    """Permuted dimensions, gaps, expanded ones, and dimensions of 1, whose strides mean nothing."""
+    shape = tuple(data.draw(st.lists(st.integers(1, 4), min_size=dims, max_size=dims)))
+    strides, following = [0] * dims, 1
+    for dim in data.draw(st.permutations(range(dims))):
+        odd = data.draw(st.sampled_from([None] * 4 + [0] + ([7] if shape[dim] == 1 else [])))
+        strides[dim] = following if odd is None else odd
+        following = following * shape[dim] + data.draw(st.sampled_from([0] * 4 + [8]))
+    x = torch.arange(1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))).as_strided(shape, strides)
+    view, copied = view_of(x)
+    assert outline(x) == view
+    memory_format = suggest_memory_format(x)
+    assert format_of(x) is memory_format
+    written = torch.empty_like(x, memory_format=memory_format)
+    samples, channels = shape[:2]
+    for tensor, row, channel in ((copied, view.x_row, view.x_channel), (written, view.row, view.channel)):
+        size = view.columns if view.planes or view.inner > 1 else channels
+        rows = torch.arange(view.rows)[:, None] * row + torch.arange(size)
+        if view.planes:
+            offsets = (torch.arange(channels)[:, None, None] * channel + rows).transpose(0, 1)
+        elif view.inner > 1:
+            offsets = rows
+        else:
+            offsets = rows.view(samples, -1, channels).transpose(1, 2)
+        steps = [torch.arange(n) * s for n, s in zip(shape, tensor.stride(), strict=True)]
+        by_strides = sum(each.view([-1 if i == d else 1 for i in range(dims)]) for d, each in enumerate(steps))
+        assert torch.equal(by_strides.reshape(samples, channels, -1), offsets.reshape(samples, channels, -1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "too_long"),
+    [
+        ((1, 1, 1 << 31), True),
+        ((1 << 25, 64), False),
+        ((1, 64, 1 << 27), False),
+        ((1, 1 << 31), True),
+        ((1, 1 << 29, 2, 2), True),
+    ],
+    ids=str,
+)
+def test_rows_too_long_for_32_bits(shape, too_long):
+    assert is_too_long(torch.empty(shape, device="meta")) is too_long

@@ -98,6 +98,27 @@ def test_the_proof_sees_faults():
     assert "'y'" in seen["shorter"]
 
 
+FAR = """
+import os
+os.environ["TRITON_INTERPRET"] = "1"
+import torch
+from batchnorm.ops.gpu import by_kernels
+from batchnorm.ops.gpu.implementation import by_plain
+
+far = 1 << 31  # values from channel to channel: memory that nobody touches between them costs nothing
+x = torch.empty(far + 2048, dtype=torch.bfloat16).as_strided((1, 2, 2048), (far + 2048, far, 1))
+x.copy_(torch.randn(1, 2, 2048, generator=torch.Generator().manual_seed(0)) + torch.tensor([3.0, -5.0])[:, None])
+given = {"x": x, "weight": None, "bias": None, "eps": 1e-5, "act": 0, "slope": 0.0, "residual": None, "mask": None}
+for found, should in zip(by_kernels("forward", given), by_plain("forward", given)):
+    torch.testing.assert_close(found, should, rtol=1e-2, atol=1e-2)
+"""
+
+
+def test_channels_that_lie_more_than_32_bits_count_from_each_other():
+    done = python("-c", FAR)
+    assert done.returncode == 0, (done.returncode, done.stderr[-3000:])
+
+
 def test_what_compilers_make_of_them(tmp_path):
     """16-byte loads and stores, few instructions per value, no stack, for GPUs of NVIDIA and AMD."""
     done = python("gpu_codegen.py", "--into", str(tmp_path), TRITON_CACHE_DIR=str(tmp_path / "cache"))

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+from batchnorm.ops import cpu  # noqa: F401  (its operators stand in)
 from batchnorm.ops.gpu import available, trust
 from batchnorm.ops.gpu.arguments import check
 from batchnorm.ops.gpu.implementation import OPERATORS, by_plain
@@ -58,15 +59,16 @@ def a_bit_off(name, given):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("act", [1, 5], ids=["relu", "silu"])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_what_is_right_is_trusted(name, dtype):
+def test_what_is_right_is_trusted(name, act, dtype):
     x = (torch.randn(300, 9, generator=torch.Generator().manual_seed(0)) * 2 + 3).to(dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trust.call(name, arguments(name, x), right, by_plain)
+        trust.call(name, arguments(name, x, act=act), right, by_plain)
     assert len(trust._trusted) == 1
     called = []
-    trust.call(name, arguments(name, x), lambda *a: called.append(a), lambda *a: pytest.fail("checked again"))
+    trust.call(name, arguments(name, x, act=act), lambda *a: called.append(a), lambda *a: pytest.fail("checked again"))
     assert len(called) == 1
 
 
@@ -88,6 +90,44 @@ def test_what_is_wrong_is_not(name):
     assert available.why_not(torch.device("cuda", 0)) is not None
 
 
+X300 = torch.randn(300, 9, generator=torch.Generator().manual_seed(0)) + 20
+FIFTH = torch.arange(300) == 5
+
+
+def half_again_off(name, given):
+    return tuple(None if each is None else each * 1.5 for each in by_plain(name, given))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"x": X300.masked_fill(FIFTH[:, None], torch.nan), "mask": ~FIFTH},
+        {"x": X300.masked_fill(FIFTH[:, None], 1e30), "mask": ~FIFTH},
+        {"x": X300, "dy": torch.ones(300, 9).masked_fill(FIFTH[:, None], torch.nan), "mask": ~FIFTH},
+        {"x": X300, "need_dx": False, "act": 5},
+    ],
+    ids=["NaN under a mask", "1e30 under a mask", "a gradient of NaN under a mask", "parameters' gradients alone"],
+)
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_what_is_wrong_is_seen_whatever_stands_beside_it(name, changed):
+    given = {key: value for key, value in {**arguments(name, X300), **changed}.items() if key in arguments(name, X300)}
+    with pytest.warns(RuntimeWarning, match=f"of {name}, "):
+        trust.call(name, given, half_again_off, by_plain)
+    assert trust._trusted == set()
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+def test_what_cannot_be_compared_is_not_trusted_yet(odd):
+    x = X300.clone()
+    x[3, 0] = odd  # of one channel: the others are compared
+    given = arguments("forward", x)
+    trust.call("forward", given, right, by_plain)
+    assert trust._trusted == set()
+    assert available._distrusted == []
+    with pytest.warns(RuntimeWarning, match="of forward, "):
+        trust.call("forward", given, half_again_off, by_plain)
+
+
 def test_a_kernel_that_raises_is_not(monkeypatch):
     def broken(name, given):
         given["running_mean"].fill_(7)
@@ -106,6 +146,34 @@ def test_out_of_memory_is_no_ones_fault():
     with pytest.raises(torch.OutOfMemoryError):
         trust.call("measure", arguments("measure", torch.randn(30, 5)), full, by_plain)
     assert available._distrusted == []
+
+
+def test_out_of_memory_while_checking_leaves_the_running_statistics_as_they_were():
+    """The call is tried again, which would move them twice."""
+
+    def full(name, given):
+        raise torch.OutOfMemoryError("full")
+
+    given = arguments("forward_", torch.randn(30, 5) + 9)
+    with pytest.raises(torch.OutOfMemoryError):
+        trust.call("forward_", given, right, full)
+    assert float(given["running_mean"].abs().max()) == 0
+    assert int(given["batches"]) == 3
+
+
+@pytest.mark.parametrize(("act", "slope"), [(1, 0.0), (2, 0.0), (3, 0.2), (4, 1.3), (8, 0.0)])
+def test_one_derivative_on_the_other_side_of_a_kink_is_no_fault(act, slope):
+    def flipped(name, given):
+        dx, *others = by_plain(name, given)
+        dx[7, 0] *= 1.3
+        return dx, *others
+
+    x = torch.randn(300, 9, generator=torch.Generator().manual_seed(0))
+    given = {**arguments("backward", x, act=act), "slope": slope}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trust.call("backward", given, flipped, by_plain)
+    assert len(trust._trusted) == 1
 
 
 def test_nothing_is_checked_while_a_graph_is_captured(monkeypatch):
@@ -170,6 +238,6 @@ def test_freed_memory_is_refused():
 def test_rows_are_checked(name):
     given = arguments("apply", X)
     check("apply", given)
-    for wrong in (given[name][:1], given[name].float(), given[name][:, :3]):
+    for wrong in (given[name][:1], given[name].float(), given[name][:, :3], given[name].unsqueeze(1)):
         with pytest.raises(RuntimeError, match=name):
             check("apply", {**given, name: wrong})

@@ -18,56 +18,73 @@ _ACTIVATIONS = 11
 def check(operator: str, given: dict[str, Any]) -> None:
     """Raise a RuntimeError of what the kernels could not read or write safely."""
     first = given["x"] if "x" in given else given["statistics"]
-    _check(first.is_cuda or first.is_cpu, "the input must have memory on a GPU")  # the CPU's is the interpreter's
-    if "x" in given:
-        _check(first.dim() >= 2, f"the input must be (N, C, *), got {tuple(first.shape)}")
-        _check(first.dtype in DTYPES, f"the input must be of floating point, got {first.dtype}")
-        _check(first.layout is torch.strided, f"the input must be strided, got {first.layout}")
-        _check(0 <= given.get("act", 0) < _ACTIVATIONS, f"there is no activation number {given.get('act')}")
-        _check(given.get("virtual_batch", 0) >= 0, "a virtual batch has at least one item")
-    channels = first.size(1) if "x" in given else given["running_mean"].numel()
-    for name, value in given.items():
-        if isinstance(value, Tensor):
-            _check_one(name, value, first, channels)
-    if operator in ("forward", "forward_"):
-        lonely = first.size(0) * math.prod(first.shape[2:]) == 1
-        _check(given["mask"] is not None or not lonely, "one value in a channel has no variance")
-        _check(not given["eps"] <= 0, f"eps must be positive where the batch is measured, got {given['eps']}")
-    elif "eps" in given:
-        _check(not given["eps"] < 0, f"eps must not be negative, got {given['eps']}")
+    wrong = _in_input(first, given) if "x" in given else None
+    if wrong is None:
+        channels = first.size(1) if "x" in given else given["running_mean"].numel()
+        tensors = ((name, value) for name, value in given.items() if isinstance(value, Tensor))
+        found = (_in_one(name, value, first, channels, given.get("virtual_batch", 0)) for name, value in tensors)
+        wrong = next((each for each in found if each is not None), None) or _in_values(operator, first, given)
+    if wrong is not None:
+        raise RuntimeError(wrong)
 
 
-def _check_one(name: str, value: Tensor, first: Tensor, channels: int) -> None:
-    _check(value.device == first.device, f"{name} must be on the input's device, {first.device}, is on {value.device}")
-    _check(value.layout is torch.strided, f"{name} must be strided, got {value.layout}")
+# Each says what is wrong, or None; a message is not written before it is needed, for this runs in every call.
+
+
+def _in_input(x: Tensor, given: dict[str, Any]) -> str | None:
+    if not (x.is_cuda or x.is_cpu):  # the CPU's is the interpreter's
+        return "the input must have memory on a GPU"
+    if x.dim() < 2:
+        return f"the input must be (N, C, *), got {tuple(x.shape)}"
+    if x.dtype not in DTYPES:
+        return f"the input must be of floating point, got {x.dtype}"
+    if not 0 <= given.get("act", 0) < _ACTIVATIONS:
+        return f"there is no activation number {given.get('act')}"
+    return None if given.get("virtual_batch", 0) >= 0 else "a virtual batch has at least one item"
+
+
+def _in_values(operator: str, first: Tensor, given: dict[str, Any]) -> str | None:
+    if operator not in ("forward", "forward_"):
+        return f"eps must not be negative, got {given['eps']}" if given.get("eps", 0) < 0 else None
+    if given["mask"] is None and first.size(0) * math.prod(first.shape[2:]) == 1:
+        return "one value in a channel has no variance"
+    return f"eps must be positive where the batch is measured, got {given['eps']}" if given["eps"] <= 0 else None
+
+
+def _in_one(name: str, value: Tensor, first: Tensor, channels: int, virtual_batch: int) -> str | None:
+    if value.layout is not torch.strided:
+        return f"{name} must be strided, got {value.layout}"
+    if value.device != first.device:
+        return f"{name} must be on the input's device, {first.device}, is on {value.device}"
     if name in _LIKE:
-        _check(value.shape == first.shape, f"{name} must have the input's shape, got {tuple(value.shape)}")
-        _check(value.dtype == first.dtype, f"{name} must have the input's dtype, {first.dtype}, got {value.dtype}")
+        if value.shape != first.shape:
+            return f"{name} must have the input's shape, got {tuple(value.shape)}"
+        if value.dtype != first.dtype:
+            return f"{name} must have the input's dtype, {first.dtype}, got {value.dtype}"
     elif name in _VECTORS:
-        _check(value.shape == (channels,), f"{name} must have {channels} values, got {tuple(value.shape)}")
-        _check(value.dtype in DTYPES, f"{name} must be of floating point, got {value.dtype}")
+        if value.shape != (channels,):
+            return f"{name} must have {channels} values, got {tuple(value.shape)}"
+        if value.dtype not in DTYPES:
+            return f"{name} must be of floating point, got {value.dtype}"
     elif name in _ROWS:
         rows = _ROWS[name]
-        _check(value.size(0) == rows and value.size(-1) == channels, f"{name} must have {rows} rows of {channels}")
-        _check(value.dtype == torch.float64, f"{name} must be float64, got {value.dtype}")
+        if value.dim() != (3 if virtual_batch else 2) or value.size(0) != rows or value.size(-1) != channels:
+            return f"{name} must have {rows} rows of {channels}, got {tuple(value.shape)}"
+        if value.dtype != torch.float64:
+            return f"{name} must be float64, got {value.dtype}"
     elif name == "mask":
-        _check(value.dtype == torch.bool, f"the mask must be bool, got {value.dtype}")
+        if value.dtype != torch.bool:
+            return f"the mask must be bool, got {value.dtype}"
         samples = (first.size(0), *first.shape[2:])
-        _check(value.shape == samples, f"the mask must be {samples}, got {tuple(value.shape)}")
-    elif name == "batches":
-        _check(value.numel() == 1 and not value.is_floating_point(), "batches must be one integer")
-    _check(_has_memory(value), f"{name} has no memory behind it: its storage was freed or cut")
+        if value.shape != samples:
+            return f"the mask must be {samples}, got {tuple(value.shape)}"
+    elif name == "batches" and (value.numel() != 1 or value.is_floating_point()):
+        return "batches must be one integer"
+    return None if _has_memory(value) else f"{name} has no memory behind it: its storage was freed or cut"
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    if tensor.numel() == 0:
-        return True
-    last = tensor.storage_offset() + sum(
-        (n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    return tensor.untyped_storage().nbytes() >= (last + 1) * tensor.element_size()
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise RuntimeError(message)
+    count = tensor.numel()
+    if count and not tensor.is_contiguous():
+        count = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return not count or (tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + count) * tensor.element_size())

@@ -60,11 +60,11 @@ def cut(view: View, sums: bool, masked: bool = False) -> Cut:
     if view.planes:
         return _planes(view, sums)
     view, width = (view, _narrowest(view.columns)) if masked else _joined(view)
-    tiles = _ceil(view.columns, width)
+    tiles = ceil(view.columns, width)
     block_rows = min(_TILE // width, _power(view.rows))
     values = _values(view.rows * view.columns, sums)
-    rows = _multiple(_ceil(values, width), block_rows)
-    return Cut(view, block_rows, width, tiles, _ceil(view.rows, rows), 1, rows, width, _alignment(view))
+    rows = _multiple(ceil(values, width), block_rows)
+    return Cut(view, block_rows, width, tiles, ceil(view.rows, rows), 1, rows, width, _alignment(view))
 
 
 def _planes(view: View, sums: bool) -> Cut:
@@ -75,8 +75,8 @@ def _planes(view: View, sums: bool) -> Cut:
         rows, columns = _multiple(values // view.columns, block_rows), _multiple(view.columns, width)
     else:
         rows, columns = block_rows, _multiple(values, width)
-    across = _ceil(view.columns, columns)
-    parts = _ceil(view.rows, rows) * across
+    across = ceil(view.columns, columns)
+    parts = ceil(view.rows, rows) * across
     return Cut(view, block_rows, width, view.channels, parts, across, rows, columns, _alignment(view))
 
 
@@ -97,7 +97,7 @@ def _joined(view: View) -> tuple[View, int]:
 def _waste(choice: tuple[View, int]) -> float:
     """Lanes per value; a row that is not a multiple of a vector costs most."""
     view, width = choice
-    lanes = _ceil(view.columns, width) * width / view.columns
+    lanes = ceil(view.columns, width) * width / view.columns
     return round(lanes, 1) + (4 if view.columns % _VECTOR else 0)
 
 
@@ -105,7 +105,7 @@ def _narrowest(columns: int) -> int:
     """The width of tiles that leaves the fewest lanes idle; of equals the widest."""
     if columns <= _WIDTHS[-1]:
         return _power(columns)
-    return min(_WIDTHS, key=lambda width: _ceil(columns, width) * width)
+    return min(_WIDTHS, key=lambda width: ceil(columns, width) * width)
 
 
 def _values(total: int, sums: bool) -> int:
@@ -123,9 +123,10 @@ def _power(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
 
 
-def _ceil(count: int, size: int) -> int:
+def ceil(count: int, size: int) -> int:
+    """How many of that size hold the count; triton.cdiv takes microseconds."""
     return -(-count // size)
 
 
 def _multiple(count: int, size: int) -> int:
-    return max(_ceil(count, size), 1) * size
+    return max(ceil(count, size), 1) * size

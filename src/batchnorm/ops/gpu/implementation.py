@@ -1,6 +1,7 @@
 """The operators of `schema.py` for tensors on a GPU: checked, on kernels that are trusted, else on plain operators.
 
-Plain operators serve virtual batches, empty batches, and all that the kernels are not trusted with.
+Plain operators serve virtual batches, empty batches, rows of more than 2^30 values, and all that the kernels are not
+trusted with.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .. import plain
 from ..plain import Operands, Settings
 from . import available, trust
 from .arguments import check
+from .layout import is_too_long
 
 OPERATORS = (
     "forward", "forward_", "infer", "measure", "normalize", "reduce", "apply", "backward", "update_running_"
@@ -46,9 +48,9 @@ def call(name: str, given: dict[str, Any]) -> Any:
     """What the operator returns; given by name, defaults included."""
     check(name, given)
     first = given["x"] if "x" in given else given["statistics"]
-    if first.numel() == 0 or given.get("virtual_batch") or ("x" not in given and first.dim() == 3):
+    if first.numel() == 0 or given.get("virtual_batch"):
         return by_plain(name, given)
-    if available.why_not(first.device) is not None:
+    if available.why_not(first.device) is not None or ("x" in given and is_too_long(first)):
         return by_plain(name, given)
     if available.is_proved(first.device):
         return by_kernels(name, given)

@@ -6,12 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import maps, merge, sums
-from .cut import WARPS, Cut, cut
+from .cut import WARPS, Cut, ceil, cut
 from .layout import like, view_of
 
 _COMPUTED = {torch.float64: (torch.float64, tl.float64)}
@@ -53,7 +52,7 @@ class Walk:
         """Write the constants of statistics that are there, or of running ones, and then those statistics if asked."""
         mean, var = running or (None, None)
         channels = self.view.channels
-        _merge.constants[(triton.cdiv(channels, 128),)](
+        _merge.constants[(ceil(channels, 128),)](
             statistics, mean, var, sums, weight, bias, self.constants, eps, channels, BLOCK_CHANNELS=128, **_OPTIONS
         )
 
@@ -65,7 +64,7 @@ class Walk:
         """Write the sums, or the parameters' gradients, and the constants that dx needs."""
         partials, _ = self._sums(None, like(dy, self.shape), None if y is None else like(y, self.shape))
         channels, inner, parts, tiles = self._merged()
-        _merge.gradients[(triton.cdiv(channels, tiles[1]),)](
+        _merge.gradients[(ceil(channels, tiles[1]),)](
             partials, statistics, sums, dweight, dbias, self.constants, eps, channels, inner, parts,
             BLOCK_PARTS=tiles[0], BLOCK_CHANNELS=tiles[1], **_OPTIONS,
         )  # fmt: skip
@@ -96,7 +95,7 @@ class Walk:
         unbiased: bool = True, skip_nonfinite: bool = False,
     ) -> None:  # fmt: skip
         channels, inner, parts, tiles = self._merged()
-        _merge.moments[(triton.cdiv(channels, tiles[1]),)](
+        _merge.moments[(ceil(channels, tiles[1]),)](
             partials, shifts, self.count_of, statistics, weight, bias, self.constants, running_mean, running_var,
             batches, float(self.view.positions), eps, momentum, channels, inner, parts,
             UNBIASED=unbiased, SKIP=skip_nonfinite, BLOCK_PARTS=tiles[0], BLOCK_CHANNELS=tiles[1], **_OPTIONS,
@@ -136,7 +135,7 @@ class Walk:
 def track(statistics: Tensor, mean: Tensor, var: Tensor, momentum: float, unbiased: bool, skip_nonfinite: bool) -> None:
     """Move the running statistics towards those."""
     channels = mean.numel()
-    _merge.tracked[(triton.cdiv(channels, 128),)](
+    _merge.tracked[(ceil(channels, 128),)](
         statistics, mean, var, momentum, channels,
         UNBIASED=unbiased, SKIP=skip_nonfinite, BLOCK_CHANNELS=128, **_OPTIONS,
     )  # fmt: skip

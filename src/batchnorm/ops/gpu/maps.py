@@ -88,8 +88,8 @@ def maps(
     )
     r, c = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_COLUMNS)
     if PLANES:
-        start = tile.to(tl.int64) * (channel * ALIGN)
-        x += tile.to(tl.int64) * (x_channel * ALIGN)
+        start = tile.to(tl.int64) * channel * ALIGN
+        x += tile.to(tl.int64) * x_channel * ALIGN
         if dy is not None:
             dy += start
         if residual is not None:

@@ -57,11 +57,19 @@ def _write_gradients_constants(constants, c, there, channels, count, rstd, sum_d
 
 
 @triton.jit
+def _store(to, value, there):
+    """A value of float64, rounded to float32 before it is to 16 bits, as torch does; the interpreter cannot else."""
+    if to.dtype.element_ty != tl.float64:
+        value = value.to(tl.float32)
+    tl.store(to, value.to(to.dtype.element_ty), there)
+
+
+@triton.jit
 def _move(running, c, there, measured, momentum, sound):
-    """running = (1 - momentum) * running + momentum * measured, rounded once."""
+    """running = (1 - momentum) * running + momentum * measured, rounded at the end."""
     tracked = tl.load(running + c, there, 0.0).to(tl.float64)
     moved = tl.where(sound, tracked + (measured - tracked) * momentum, tracked)
-    tl.store(running + c, moved.to(running.dtype.element_ty), there)
+    _store(running + c, moved, there)
 
 
 @triton.jit
@@ -155,9 +163,9 @@ def gradients(
         tl.store(sums + c, sum_dz, there)
         tl.store(sums + channels + c, sum_dz_xhat, there)
     if dweight is not None:
-        tl.store(dweight + c, sum_dz_xhat.to(dweight.dtype.element_ty), there)
+        _store(dweight + c, sum_dz_xhat, there)
     if dbias is not None:
-        tl.store(dbias + c, sum_dz.to(dbias.dtype.element_ty), there)
+        _store(dbias + c, sum_dz, there)
     _write_gradients_constants(constants, c, there, channels, count, rstd, sum_dz, sum_dz_xhat)
 
 

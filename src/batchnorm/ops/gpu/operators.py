@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from .launch import Walk, on, track
+from .layout import format_of
 
 _STATISTICS, _SUMS = 3, 2  # rows
 
@@ -130,7 +130,7 @@ def _gradient_of(parameter: Any) -> Tensor | None:
 
 
 def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=suggest_memory_format(x))
+    return torch.empty_like(x, memory_format=format_of(x))
 
 
 def _rows(x: Tensor, rows: int) -> Tensor:

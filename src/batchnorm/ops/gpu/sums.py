@@ -76,8 +76,8 @@ def sums(
     r, c = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_COLUMNS)
     x_start = x
     if PLANES:
-        x_start += tile.to(tl.int64) * (x_channel * ALIGN)
-        start = tile.to(tl.int64) * (channel * ALIGN)
+        x_start += tile.to(tl.int64) * x_channel * ALIGN
+        start = tile.to(tl.int64) * channel * ALIGN
         if dy is not None:
             dy += start
         if residual is not None:
