@@ -36,6 +36,7 @@ def create_folder(
     """
     now = datetime.now(timezone.utc)
     path = Path("runs") / now.strftime("%Y%m%d-%H%M%S-%f") if log_dir is None else Path(log_dir)
+    path = path.absolute()  # the training may change the working directory
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"log_dir must be a folder, and {path} is a file: name another")
     _refuse_run(path)
@@ -74,7 +75,7 @@ def reopen_folder(
     """
     if log_dir is None:
         raise ValueError("resume_step needs log_dir, the folder of the run to go on with")
-    run = open_run(log_dir)
+    run = open_run(Path(log_dir).absolute())
     before, now = ([(layer.name, layer.channels) for layer in of_run] for of_run in (run.layers, layers))
     if before != now:
         raise ValueError(f"{run.path} is a run of other layers: it has {before}, the model {now}")
