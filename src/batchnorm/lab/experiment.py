@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .. import __version__
 from ..runs import Run, open_run
+from ..runs.files import write_atomically
 from ..runs.lock import Lock
-from ..runs.schema import FORMAT, RUN, write_atomically
+from ..runs.schema import FORMAT, RUN
 from ..view.facts import plain
 from .batches import Batches
 from .data import Data, load

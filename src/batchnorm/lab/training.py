@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..runs.schema import RUN, write_atomically
+from ..runs.files import write_atomically
+from ..runs.schema import RUN
 from ..watch import Recorder, watch
 from .arms import PairPerBatch, fix_affine
 from .batches import Batches
