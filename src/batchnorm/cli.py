@@ -125,9 +125,13 @@ def train(
     options |= {"optimizer": optimizer, "arms": tuple(arms.replace(" ", "").split(",")) if arms is not None else None}
     with one_line_errors():
         from .lab.command import train as run_training
+        from .lab.errors import LabError
 
         given = {name: value for name, value in options.items() if value is not None}
-        status = run_training(given, out, resume, as_json, sync)
+        try:
+            status = run_training(given, out, resume, as_json, sync)
+        except LabError as error:
+            fail(error, 2)
     raise typer.Exit(status)
 
 

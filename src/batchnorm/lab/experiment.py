@@ -157,21 +157,31 @@ class Experiment:
             on_step: called after every step.
             checkpoint_seconds: least time between two checkpoints.
         Raises:
+            LabError: a checkpoint is damaged; the run is as it was.
             KeyboardInterrupt: as it came, the run left readable and resumable.
             BlockingIOError: this is the second `run`, and another process has taken the folder since the first.
         """
         if self.is_finished:
             return open_run(self.path)
         lock, self._lock = self._lock or Lock(self.path), None
+        try:
+            # All at once: a damaged checkpoint is refused before anything is written.
+            trainings = [
+                Training(arm, self.data, self.settings, self.path / arm, checkpoint_seconds)
+                for arm in self.settings.arms
+                if arm not in self._results
+            ]
+        except BaseException:
+            lock.release()
+            raise
         status, threads = "failed", torch.get_num_threads()
         self._describe("running")
         torch.set_num_threads(self._threads)
         try:
-            for arm in self.settings.arms:
-                if arm not in self._results:
-                    training = Training(arm, self.data, self.settings, self.path / arm, checkpoint_seconds)
-                    self._results[arm] = plain(training.run(on_step))  # JSON has no NaN
-                    self._write(RESULTS, {"arms": self._results})
+            while trainings:
+                training = trainings.pop(0)
+                self._results[training.arm] = plain(training.run(on_step))  # JSON has no NaN
+                self._write(RESULTS, {"arms": self._results})
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"

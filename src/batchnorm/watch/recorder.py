@@ -74,7 +74,8 @@ def watch(
         ValueError: an optimizer that owns none of the model's parameters; no batch-norm layer, or none of a name in
             `layers`; a lazy layer that has not seen a batch; a layer that is sharded; `resume_step` on a run of other
             layers.
-        FileExistsError: log_dir is a file, or holds a run already and `resume_step` is None; a file of the run is a link.
+        FileExistsError: log_dir is a file, or holds a run already and `resume_step` is None; or a file of the run is a
+            link.
         FileNotFoundError: `resume_step` is given, and log_dir holds no run.
         BlockingIOError: another recorder, of this process or another, is writing to log_dir.
 
