@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -174,22 +175,22 @@ class Experiment:
         except BaseException:
             lock.release()
             raise
-        status, threads = "failed", torch.get_num_threads()
-        self._describe("running")
-        torch.set_num_threads(self._threads)
+        threads = torch.get_num_threads()
         try:
+            self._describe("running")
+            torch.set_num_threads(self._threads)
             while trainings:
                 training = trainings.pop(0)
                 self._results[training.arm] = plain(training.run(on_step))  # JSON has no NaN
                 self._write(RESULTS, {"arms": self._results})
-            status = "finished"
-        except KeyboardInterrupt:
-            status = "interrupted"
+            self._describe("finished")
+            self.is_finished = True
+        except BaseException as error:
+            with suppress(OSError):  # the folder may have gone, the disk be full: what ended the training counts
+                self._describe("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
         finally:
             torch.set_num_threads(threads)
-            self._describe(status)
-            self.is_finished = status == "finished"
             lock.release()
         return open_run(self.path)
 
