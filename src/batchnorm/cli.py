@@ -141,9 +141,13 @@ def train(
     }
     with one_line_errors():
         from .lab.command import train as run_training
+        from .lab.errors import LabError
 
         given = {name: value for name, value in options.items() if value is not None}
-        status = run_training(given, out, resume, as_json, sync)
+        try:
+            status = run_training(given, out, resume, as_json, sync)
+        except LabError as error:
+            fail(error, 2)
     raise typer.Exit(status)
 
 

@@ -163,7 +163,7 @@ def test_without_the_report_extra_it_says_so_and_goes_on(source, tmp_path, monke
 def test_wrong_options_are_one_line(arguments, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = invoke(*arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stdout == ""
     assert line in result.stderr
     assert result.stderr.count("\n") == 1
@@ -173,7 +173,7 @@ def test_wrong_options_are_one_line(arguments, line, tmp_path, monkeypatch):
 def test_resume_with_another_setting_is_refused(source, tmp_path):
     run = Experiment.begin(Settings(data=source, epochs=1, arms=("none",)), tmp_path / "run").run()
     result = invoke("--resume", run.path, "--epochs", 2)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert f"--epochs 2 contradicts {run.path}, which has 1" in result.stderr
 
 

@@ -342,6 +342,15 @@ def test_a_failed_training_says_so_and_can_be_resumed(settings, whole, tmp_path)
     assert_same(Experiment.resume(tmp_path / "run").run(), whole)
 
 
+def test_what_ended_a_training_is_said_even_if_its_folder_has_gone(settings, tmp_path):
+    def fail(tick):
+        shutil.rmtree(tmp_path / "run")
+        raise RuntimeError("the machine is on fire")
+
+    with pytest.warns(RuntimeWarning, match="recording to .* stopped"), pytest.raises(RuntimeError, match="on fire"):
+        Experiment.begin(settings, tmp_path / "run").run(fail)
+
+
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [

@@ -407,7 +407,7 @@ def test_the_default_folder(tmp_path, monkeypatch):
     recorders = [bn.watch(build()) for _ in range(2)]
     for w in recorders:
         w.close("interrupted")
-    assert {run.path for run in list_runs("runs")} == {w.path for w in recorders}
+    assert {run.path for run in list_runs(tmp_path / "runs")} == {w.path for w in recorders}
 
 
 def test_flush_puts_every_step_taken_on_disk(tmp_path):

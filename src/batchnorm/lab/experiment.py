@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from .. import __version__
 from ..runs import Run, open_run
+from ..runs.files import write_atomically
 from ..runs.lock import Lock
-from ..runs.schema import FORMAT, RUN, write_atomically
+from ..runs.schema import FORMAT, RUN
 from ..view.facts import plain
 from .batches import Batches
 from .data import Data, load
@@ -156,29 +158,39 @@ class Experiment:
             on_step: called after every step.
             checkpoint_seconds: least time between two checkpoints.
         Raises:
+            LabError: a checkpoint is damaged; the run is as it was.
             KeyboardInterrupt: as it came, the run left readable and resumable.
             BlockingIOError: this is the second `run`, and another process has taken the folder since the first.
         """
         if self.is_finished:
             return open_run(self.path)
         lock, self._lock = self._lock or Lock(self.path), None
-        status, threads = "failed", torch.get_num_threads()
-        self._describe("running")
-        torch.set_num_threads(self._threads)
         try:
-            for arm in self.settings.arms:
-                if arm not in self._results:
-                    training = Training(arm, self.data, self.settings, self.path / arm, checkpoint_seconds)
-                    self._results[arm] = plain(training.run(on_step))  # JSON has no NaN
-                    self._write(RESULTS, {"arms": self._results})
-            status = "finished"
-        except KeyboardInterrupt:
-            status = "interrupted"
+            # All at once: a damaged checkpoint is refused before anything is written.
+            trainings = [
+                Training(arm, self.data, self.settings, self.path / arm, checkpoint_seconds)
+                for arm in self.settings.arms
+                if arm not in self._results
+            ]
+        except BaseException:
+            lock.release()
+            raise
+        threads = torch.get_num_threads()
+        try:
+            self._describe("running")
+            torch.set_num_threads(self._threads)
+            while trainings:
+                training = trainings.pop(0)
+                self._results[training.arm] = plain(training.run(on_step))  # JSON has no NaN
+                self._write(RESULTS, {"arms": self._results})
+            self._describe("finished")
+            self.is_finished = True
+        except BaseException as error:
+            with suppress(OSError):  # the folder may have gone, the disk be full: what ended the training counts
+                self._describe("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
         finally:
             torch.set_num_threads(threads)
-            self._describe(status)
-            self.is_finished = status == "finished"
             lock.release()
         return open_run(self.path)
 

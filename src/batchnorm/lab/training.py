@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 import statistics
 import time
 from collections.abc import Callable
@@ -13,13 +11,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..runs.schema import RUN, write_atomically
+from ..runs.files import require_own, write_atomically
+from ..runs.schema import RUN
 from ..watch import Recorder, watch
 from .arms import PairPerBatch, fix_affine, freeze_all_else
 from .batches import Batches
+from .checkpoint import checked, pack, unpack
 from .data import Data
 from .errors import LabError
 from .evaluation import evaluate, evaluate_single_pairs, weights_sha256
@@ -48,7 +48,7 @@ class Tick:
 
 
 class Training:
-    """One arm's model, optimizer and batches, from the first step to the results.
+    """One arm's model, optimizer and batches, from the first step, or the last checkpoint, to the results.
 
     All randomness is in the seed: the initial weights and the batches. So two trainings with the same settings take the
     same steps, and one that goes on from a checkpoint ends on the same bits as one that was never stopped.
@@ -61,6 +61,8 @@ class Training:
         settings: of the experiment.
         folder: where the arm's run and checkpoint are written; in this rank's own if there are several.
         checkpoint_seconds: least time between two checkpoints.
+    Raises:
+        LabError: the folder has a checkpoint that is damaged; nothing has been written then.
     """
 
     def __init__(
@@ -90,12 +92,15 @@ class Training:
             fix_affine(self.model)
         self.ranks = ranks()
         self.ranks.synchronized(self.model)
-        self.optimizer = self._optimizer()
+        modules = [self.model, self.pairs] if self.pairs else [self.model]
+        parameters = chain.from_iterable(module.parameters() for module in modules)
+        self.optimizer = self._optimizer([parameter for parameter in parameters if parameter.requires_grad])
         self.step = 0
         self.epoch_losses: list[float] = []
         self.curve: dict[str, list[Any]] = {"step": [], "test_accuracy": [], "loss": []}
         self.seconds = 0.0
         self._epoch_generator = self.batches.generator.get_state()
+        self._resume_step = self._restore()
 
     @property
     def steps(self) -> int:
@@ -103,8 +108,9 @@ class Training:
         return self.settings.epochs * len(self.batches)
 
     def run(self, on_step: Callable[[Tick], None] = lambda tick: None) -> dict[str, Any]:
-        """Train to the end, from the checkpoint if there is one, recording into the folder; returns the results."""
-        resume_step = self._restore()
+        """Train to the end, recording into the folder; returns the results."""
+        for half_written in self.folder.glob(f".{CHECKPOINT}.*"):  # by a process that was killed
+            half_written.unlink()
         self._clock = self._saved = time.monotonic()
         layers = [] if self.arm == "none" else None
         meta = {"arm": self.arm, **{k: v for k, v in self.settings.to_meta().items() if k != "arms"}}
@@ -114,7 +120,7 @@ class Training:
             optimizer=self.optimizer,
             layers=layers,
             meta=meta,
-            resume_step=resume_step,
+            resume_step=self._resume_step,
             every_rank=True,
         ) as recorder:
             self._train(recorder, on_step)
@@ -201,9 +207,7 @@ class Training:
             **results,
         }
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        modules = [self.model, self.pairs] if self.pairs else [self.model]
-        parameters = [p for p in chain.from_iterable(m.parameters() for m in modules) if p.requires_grad]
+    def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         lr = cast(float, self.settings.lr)  # the default is filled in
         if self.settings.optimizer == "adam":
             return torch.optim.Adam(parameters, lr)
@@ -220,8 +224,47 @@ class Training:
         """Write the checkpoint, whole or not at all, after everything recorded so far."""
         now = time.monotonic()
         self.seconds += now - self._clock
+        data = pack(self._state())
+        recorder.flush()
+        self.ranks.wait()  # every rank's records are there before the checkpoint is
+        if self.ranks.rank == 0:
+            write_atomically(self.folder / CHECKPOINT, data)
+        self._clock = self._saved = time.monotonic()
+
+    def _restore(self) -> int | None:
+        """Take up the last checkpoint, if there is one; returns the step to go on recording from, None to begin."""
+        path = self.folder / CHECKPOINT
+        if self.folder.is_symlink():
+            raise LabError(f"{self.folder} must be a folder of its own, and is a link: it is left alone; move it away")
+        try:
+            require_own(path)
+        except FileExistsError as error:
+            raise LabError(str(error)) from None
+        saved = self.ranks.of_first(path.read_bytes() if path.is_file() else None)
+        if saved is None:
+            return 0 if (self.folder / RUN).is_file() else None
+        like = {**self._state(), "optimizer": self._stepped().state_dict()}
+        try:
+            state = checked(unpack(saved), like, self.settings.epochs, len(self.batches), self.pairs is None)
+        except ValueError as error:
+            raise LabError(f"{path}: damaged ({error}); delete it to train this arm from its start") from None
+        for prefix, module in (("model.", self.model), ("pairs.", self.pairs)):
+            if module:
+                tensors = state["tensors"].items()
+                module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors if k.startswith(prefix)})
+        # What was learned is taken from the file; how to learn is in the settings.
+        options = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": options})
+        self._epoch_generator = state["generator"]
+        self.batches.generator.set_state(self._epoch_generator)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.epoch_losses, self.curve = state["epoch_losses"], state["curve"]
+        return self.step
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
         between_epochs = self.step % len(self.batches) == 0
-        state = {
+        return {
             "tensors": self._tensors(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
@@ -231,34 +274,13 @@ class Training:
             "curve": self.curve,
             "seconds": self.seconds,
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        recorder.flush()
-        self.ranks.wait()  # every rank's records are there before the checkpoint is
-        if self.ranks.rank == 0:
-            write_atomically(self.folder / CHECKPOINT, buffer.getvalue())
-        self._clock = self._saved = time.monotonic()
 
-    def _restore(self) -> int | None:
-        """Take up the last checkpoint, if there is one; returns the step to go on recording from, None to begin."""
-        path = self.folder / CHECKPOINT
-        for half_written in self.folder.glob(f".{CHECKPOINT}.*"):  # by a process that was killed
-            half_written.unlink()
-        saved = self.ranks.of_first(path.read_bytes() if path.is_file() else None)
-        if saved is None:
-            return 0 if (self.folder / RUN).is_file() else None
-        try:
-            state = torch.load(io.BytesIO(saved), weights_only=True)
-            for prefix, module in (("model.", self.model), ("pairs.", self.pairs)):
-                if module:
-                    tensors = state["tensors"].items()
-                    module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors if k.startswith(prefix)})
-            self.optimizer.load_state_dict(state["optimizer"])
-            self._epoch_generator = state["generator"]
-            self.batches.generator.set_state(self._epoch_generator)
-            self.step, self.seconds = state["step"], state["seconds"]
-            self.epoch_losses, self.curve = state["epoch_losses"], state["curve"]
-        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
-            raise LabError(f"{path}: damaged ({reason}); delete it to train this arm from its start") from None
-        return self.step
+    def _stepped(self) -> torch.optim.Optimizer:
+        """Such an optimizer as it is after a step, which moved nothing of this training."""
+        learned = chain.from_iterable(group["params"] for group in self.optimizer.param_groups)
+        copies = [nn.Parameter(parameter.detach().clone()) for parameter in learned]
+        for copy in copies:
+            copy.grad = torch.zeros_like(copy)
+        optimizer = self._optimizer(copies)
+        optimizer.step()
+        return optimizer

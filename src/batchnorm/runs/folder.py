@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
+from .files import require_own, write_atomically
 from .lock import Lock
 from .reader import open_run
-from .schema import FORMAT, RUN, LayerInfo, write_atomically
+from .schema import ALERTS, FORMAT, PROBES, RUN, SCALARS, STATS, VECTORS, LayerInfo
+
+_WRITTEN = (RUN, STATS, VECTORS, PROBES, SCALARS, ALERTS)
 
 
 def create_folder(
@@ -30,12 +33,13 @@ def create_folder(
         more: our facts beside those of the format.
 
     Raises:
-        FileExistsError: there is a run already.
+        FileExistsError: there is a run already, or a file of the name of one of a run's.
         BlockingIOError: another process is making one there.
         ValueError, TypeError: meta is not JSON; nothing has been made then.
     """
     now = datetime.now(timezone.utc)
     path = Path("runs") / now.strftime("%Y%m%d-%H%M%S-%f") if log_dir is None else Path(log_dir)
+    path = path.absolute()  # the training may change the working directory
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"log_dir must be a folder, and {path} is a file: name another")
     _refuse_run(path)
@@ -60,6 +64,9 @@ def create_folder(
 def _refuse_run(path: Path) -> None:
     if (path / RUN).exists():
         raise FileExistsError(f"{path} holds a run already: name another folder, or go on with resume_step=")
+    for name in _WRITTEN:
+        if os.path.lexists(path / name):
+            raise FileExistsError(f"{path} holds a {name} already, of no run: name another folder, or move it away")
 
 
 def reopen_folder(
@@ -71,13 +78,16 @@ def reopen_folder(
         FileNotFoundError: there is no run.
         ValueError: it is a run of other layers.
         BlockingIOError: it is being written.
+        FileExistsError: a file of it is a link, or no file.
     """
     if log_dir is None:
         raise ValueError("resume_step needs log_dir, the folder of the run to go on with")
-    run = open_run(log_dir)
+    run = open_run(Path(log_dir).absolute())
     before, now = ([(layer.name, layer.channels) for layer in of_run] for of_run in (run.layers, layers))
     if before != now:
         raise ValueError(f"{run.path} is a run of other layers: it has {before}, the model {now}")
+    for name in _WRITTEN:
+        require_own(run.path / name)
     lock = Lock(run.path)
     _update(run.path, {"status": "running", "meta": {**run.meta, **(meta or {})}})
     return lock

@@ -24,6 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import open_own, require_own
+
 MAGIC = b"BNJ1"
 HEADER = struct.Struct("<4sIIq")
 _CHECKED = struct.Struct("<Iq")  # the part of the header that the checksum covers, beside the payload
@@ -141,10 +143,11 @@ class Journal:
         before_step: int | None = None,
         is_valid: Callable[[int], bool] = _any_length,
     ) -> None:
+        require_own(Path(path))
         frames = read_frames(path, is_valid)
         keep = len(frames) if before_step is None else int(np.searchsorted(frames.steps, before_step))
         size = int(frames.starts[keep - 1] + frames.lengths[keep - 1]) if keep else 0
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+        self._file = open_own(Path(path), os.O_WRONLY | os.O_APPEND)
         os.ftruncate(self._file, size)
         self._synced = time.monotonic()
         self._dirty = False

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .schema import write_atomically
+from .files import open_own, require_own, write_atomically
 
 
 def to_jsonable(number: Any) -> int | float | str | bool:
@@ -59,11 +59,12 @@ class Lines:
     """Appends objects to a .jsonl file, from which torn lines, and those from `before_step` on, go on opening."""
 
     def __init__(self, path: Path, before_step: int | None = None) -> None:
+        require_own(path)
         rows, damage = read_lines(path)
         kept = [row for row in rows if before_step is None or row["step"] < before_step]
         if damage or len(kept) < len(rows):
             write_atomically(path, _encode(kept))
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+        self._file = open_own(path, os.O_WRONLY | os.O_APPEND)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Hand the rows to the operating system, in one write unless it takes fewer bytes."""

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .files import open_own
+
 LOCK = ".lock"
 _fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None  # Windows has none: nothing is refused there
 
@@ -26,11 +28,12 @@ class Lock:
 
     Raises:
         BlockingIOError: another process, or this one, holds it.
+        FileExistsError: the lock file is a link, or no file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        file = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        file = open_own(path / LOCK, os.O_RDWR)
         self.release = weakref.finalize(self, os.close, file)
         try:
             if _fcntl:
@@ -61,7 +64,7 @@ def is_held(path: Path) -> bool | None:
     if not _fcntl:
         return None
     try:
-        file = os.open(path / LOCK, os.O_RDONLY)
+        file = os.open(path / LOCK, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe keeps nobody waiting
     except OSError:
         return None
     try:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,16 +76,3 @@ def vector_starts(layers: Sequence[LayerInfo], quantities: int) -> np.ndarray:
     """Where each layer's (quantities, channels) block starts, in float32s; last, the length of all."""
     lengths = [0] + [quantities * layer.channels for layer in layers]
     return np.cumsum(lengths, dtype=np.int64)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path`: at any moment, and after any crash, the old file is there whole or the new one."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(scratch, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)

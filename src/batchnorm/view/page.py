@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..runs.files import write_atomically
 from ..runs.reader import Run, open_run
-from ..runs.schema import write_atomically
 from .facts import alert_lines, arm_results, damage_lines, extent, health, plain, plural, spoken
 from .select import BANDS, Selection, nearest, select
 

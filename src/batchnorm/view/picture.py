@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs.schema import write_atomically
+from ..runs.files import write_atomically
 from .page import VEGA_LITE, first_look, require_charts
 from .select import select
 

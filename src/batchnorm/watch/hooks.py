@@ -38,6 +38,7 @@ class Switch:
     on = False  # whether the step under way is recorded
     seconds = 0.0  # that the hooks have taken for that
     paused = False  # while probing: no forward is a training step's
+    error: Exception | None = None  # that a hook met with
 
 
 class Hook:
@@ -93,7 +94,10 @@ class LayerWatch(Hook):
         # Inside a backward it is recomputed (activation checkpointing): the same batch again, counted but not added.
         if self._switch.on and torch._C._current_graph_task_id() == -1:
             begin = perf_counter()
-            self.moments.append(self._moment(layer, args, kwargs, out, fresh))
+            try:
+                self.moments.append(self._moment(layer, args, kwargs, out, fresh))
+            except Exception as error:  # handed to the recorder: the forward must not die of it
+                self._switch.error = error
             self._switch.seconds += perf_counter() - begin
 
     def reset(self) -> None:

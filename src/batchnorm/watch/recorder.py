@@ -6,6 +6,7 @@ import atexit
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from time import perf_counter
@@ -73,7 +74,8 @@ def watch(
         ValueError: an optimizer that owns none of the model's parameters; no batch-norm layer, or none of a name in
             `layers`; a lazy layer that has not seen a batch; a layer that is sharded; `resume_step` on a run of other
             layers.
-        FileExistsError: log_dir is a file, or holds a run already and `resume_step` is None.
+        FileExistsError: log_dir is a file, or holds a run already and `resume_step` is None; or a file of the run is a
+            link.
         FileNotFoundError: `resume_step` is given, and log_dir holds no run.
         BlockingIOError: another recorder, of this process or another, is writing to log_dir.
 
@@ -139,11 +141,27 @@ def _timed(method: Callable[..., None]) -> Callable[..., None]:
     return timed
 
 
+def _guarded(method: Callable[..., None]) -> Callable[..., None]:
+    """The method, whose failure ends the recording and never the training."""
+
+    @wraps(method)
+    def guarded(self: Recorder, *args: Any) -> None:
+        try:
+            method(self, *args)
+        except Exception as error:
+            self._stop(error)
+
+    return guarded
+
+
 class Recorder:
     """The handle of a run that is being recorded; made by `watch`.
 
+    Whatever fails in recording stops it, with one RuntimeWarning, and the training goes on. A forked process records
+    nothing: the run is its parent's.
+
     Attributes:
-        path: the run's folder; None on ranks other than 0 of a process group, which record nothing.
+        path: the run's folder, absolute; None on ranks other than 0 of a process group, which record nothing.
     """
 
     def __init__(
@@ -171,7 +189,8 @@ class Recorder:
         self._begin = perf_counter()
         self._seconds = 0.0  # that the training's thread has spent here, but for the hooks of layers
         self._warned: set[str] = set()
-        self._closed = False
+        self._unsaid: list[str] = []  # warnings that wait for the end of `close`
+        self._stopped = self._closed = False
         self._process = os.getpid()
         self._plan: Plan = (
             WithinShare(MEASURED_SHARE, writer.records if writer else 0, self._spent)
@@ -210,7 +229,12 @@ class Recorder:
             raise ValueError('a logged number cannot be called "step": the recorder counts the steps')
         if self._scalars:
             values = {name: to_jsonable(number) for name, number in numbers.items()}
-            self._scalars.append([{"step": self._current, **values}])
+            self._append({"step": self._current, **values})
+
+    @_guarded
+    def _append(self, row: dict[str, Any]) -> None:
+        if self._scalars and self._goes_on():
+            self._scalars.append([row])
 
     @property
     def _current(self) -> int:
@@ -246,24 +270,40 @@ class Recorder:
             self._writer.flush()
 
     def close(self, status: str = "finished") -> None:
-        """Write what is left, take all hooks out of the model and the optimizer, and end the run with this status."""
-        if self._closed or os.getpid() != self._process:  # the run of a forked child is its parent's
+        """Write what is left, take all hooks out of the model and the optimizer, and end the run with this status.
+
+        What cannot be written becomes the warning that the recording stopped.
+        """
+        if self._closed:
             return
         self._closed = True
         atexit.unregister(self.close)
-        self._steps.close()
-        self._capture.remove()
+        self._stopped = self._stopped or self._is_forked
+        try:
+            self._steps.close()
+            self._capture.remove()
+            if not self._is_forked:
+                self._close_files()
+                self._mark(status)
+        finally:
+            if self._lock:
+                self._lock.release()
+        self._say()
+
+    @_guarded
+    def _close_files(self) -> None:
         if self._writer:
             self._writer.close()
-            self._stopped()
+            self._goes_on()
             self._report()
         if self._scalars:
             self._scalars.close()
+
+    @_guarded
+    def _mark(self, status: str) -> None:
+        """Say in the run how it ended."""
         if self._lock:
-            try:
-                end_folder(self._lock.path, status, self._recorded())
-            finally:
-                self._lock.release()
+            end_folder(self._lock.path, status, self._recorded())
         if status == "finished" and self._layers and self._writer and not self._next and not self._probes:
             self._warn("no step", f"no step was recorded in {self.path}: {self._steps.why_none}")
 
@@ -276,7 +316,8 @@ class Recorder:
         if kind is None:
             self.close("finished")
         else:
-            self.close("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
+            with suppress(RuntimeWarning):  # where warnings are errors: the training's own exception is what counts
+                self.close("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
 
     # What `Steps` tells.
 
@@ -290,6 +331,7 @@ class Recorder:
         return self._capture.is_blind or self._capture.ran()
 
     @_timed
+    @_guarded
     def take(self, optimizer: Optimizer | None) -> None:
         self._snapshot = None
         if self._index is not None:
@@ -299,25 +341,31 @@ class Recorder:
             )
 
     @_timed
+    @_guarded
     def add_gradients(self, optimizer: Optimizer | None) -> None:
         if self._snapshot:
             self._capture.add_gradients(self._snapshot, _scale(optimizer))
 
     @_timed
     def end(self, evaluations: int) -> None:
-        if self._snapshot:
-            self._snapshot.forwards = self._capture.forwards()  # a closure's later evaluations too
-            self._submit(self._snapshot)
         stands = self._snapshot is not None and evaluations < 2
+        self._finish_step()
         self._snapshot = None
-        self._next += 1
+        self._next += 1  # even if nothing is recorded any more: the training may count by `step`
         self._begin_step(stands)
         self._report()
 
+    @_guarded
+    def _finish_step(self) -> None:
+        if self._snapshot:
+            self._snapshot.forwards = self._capture.forwards()  # a closure's later evaluations too
+            self._submit(self._snapshot)
+
+    @_guarded
     def _begin_step(self, stands: bool) -> None:
         """A step begins; `stands`: it is known where the running statistics stand."""
-        if self._layers and self._writer:
-            self._index = self._plan.index(self._next)
+        goes_on = self._layers and self._writer and self._goes_on()
+        self._index = self._plan.index(self._next) if goes_on else None
         unseen = self._index is not None and not stands and self._capture.unseen()
         self._capture.begin(self._index is not None)
         if unseen:  # only from how they move can be told what the step will have measured
@@ -336,7 +384,7 @@ class Recorder:
 
     def _report(self) -> None:
         """Hand the records written since to `on_step`."""
-        while self._on_step and self._writer and self._writer.reports:
+        while self._on_step and self._writer and self._writer.reports and not self._is_forked:
             numbers = self._writer.reports.popleft()
             try:
                 self._on_step(numbers)
@@ -344,21 +392,41 @@ class Recorder:
                 self._warn("on_step", f"on_step raised, the training goes on: {error!r}")
 
     def _submit(self, item: Snapshot | tuple[int, Any]) -> None:
-        if self._writer and not self._stopped():
+        if self._writer and self._goes_on():
             self._writer.submit(item)
 
-    def _stopped(self) -> bool:
-        """Whether writing has failed; says so once."""
-        if self._writer is None or self._writer.error is None:
+    @property
+    def _is_forked(self) -> bool:
+        """Whether this process is a child of the one that records: it has neither the writer's thread nor the lock."""
+        return os.getpid() != self._process
+
+    def _goes_on(self) -> bool:
+        """Whether recording goes on; says once what has stopped it."""
+        if self._stopped:
             return False
-        self._warn("writing", f"recording to {self.path} stopped, the training goes on: {self._writer.error!r}")
-        return True
+        error = self._capture.switch.error or (self._writer.error if self._writer else None)
+        if self._is_forked:
+            self._stopped = True
+            self._warn("stopped", f"nothing is recorded in a forked process: {self.path} is its parent's run")
+        elif error:
+            self._stop(error)
+        return not self._stopped
+
+    def _stop(self, error: BaseException) -> None:
+        self._stopped = True
+        self._warn("stopped", f"recording to {self.path} stopped, the training goes on: {error!r}")
 
     def _warn(self, what: str, message: str) -> None:
-        """Warn, of each matter once."""
+        """Warn, of each matter once; while closing, at its end, for a warning may be made an error."""
         if what not in self._warned:
             self._warned.add(what)
-            warnings.warn(message, RuntimeWarning, 3)
+            self._unsaid.append(message)
+            if not self._closed:
+                self._say()
+
+    def _say(self) -> None:
+        while self._unsaid:
+            warnings.warn(self._unsaid.pop(0), RuntimeWarning, 4)
 
 
 def _scale(optimizer: Optimizer | None) -> Any:

@@ -121,7 +121,7 @@ class Steps:
         if not self._counts(optimizer):
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is not None:
+        if callable(closure):  # an optimizer of somebody else's may take something else
             if self.is_past:  # what was computed before is no part of this step
                 self._end()
             evaluate = self._observed(closure, optimizer)

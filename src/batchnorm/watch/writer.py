@@ -45,6 +45,8 @@ class Writer:
         cpu_seconds: that the thread has computed for.
         reports: of the records written, if asked for: whoever wants them takes them out.
         error: what has stopped it.
+
+    Nobody waits for a thread that is not there, in a forked process, say.
     """
 
     def __init__(
@@ -73,13 +75,13 @@ class Writer:
         self._submitted = self._written = 0  # each moved by one thread alone
         self._wake, self._hurry = threading.Event(), threading.Event()
         self._closing = False
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="batchnorm-recorder", daemon=True)
         self._thread.start()
 
     def submit(self, item: Snapshot | tuple[int, np.ndarray]) -> None:
         """Queue a snapshot, or the (batches, numbers) of a probe at a step; waits while the queue is full."""
-        while len(self._queue) >= self._capacity and self.error is None:
+        while len(self._queue) >= self._capacity and self._thread.is_alive():
             self._hurry.set()
             time.sleep(0.001)
         self._submitted += 1
@@ -89,7 +91,7 @@ class Writer:
 
     def flush(self) -> None:
         """Wait until all that was submitted is with the operating system, which no kill of the process undoes."""
-        while self._written < self._submitted and self.error is None:
+        while self._written < self._submitted and self._thread.is_alive():
             self._hurry.set()
             time.sleep(0.001)
 
@@ -112,7 +114,7 @@ class Writer:
                 self._wake.clear()
                 self._drain()
                 self.cpu_seconds = time.thread_time()
-        except Exception as error:  # handed to the training thread, which must not die of a full disk
+        except BaseException as error:  # handed to the training thread, which must not die of a full disk
             self.error = error
         finally:
             try:
