@@ -29,8 +29,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document an
 
 def fail(message: object, status: int = 1) -> NoReturn:
     """End the command with one line on stderr and that exit status."""
-    print(f"batchnorm: {' '.join(str(message).split())}", file=sys.stderr)
+    complain(message)
     raise typer.Exit(status)
+
+
+def complain(message: object) -> None:
+    """Print one line on stderr."""
+    print(f"batchnorm: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 @contextmanager
@@ -144,7 +149,10 @@ def list_(
     with one_line_errors():
         if not root.is_dir():
             raise FileNotFoundError(f"no folder {root}; give the one that holds runs: batchnorm list ROOT")
-        runs = list_runs(root)
+        refused: list[str] = []
+        runs = list_runs(root, refused)
+        for line in refused:
+            complain(line)
         if as_json:
             print_json([brief(run) for run in runs])
         else:
