@@ -60,7 +60,7 @@ def mutate_state(draw: Random, folder: Path) -> Path:
     for _ in range(draw.choice((0, 1, 1, 2, 6))):
         state[draw.choice(list(state))] = draw.choice(list(odd.values()))
     if draw.random() < 0.2:
-        tensors = {k: v.contiguous() for k, v in state.items() if isinstance(v, Tensor) and _can_be_saved(v)}
+        tensors = {k: v.clone().contiguous() for k, v in state.items() if isinstance(v, Tensor) and _can_be_saved(v)}
         save_file(tensors, folder / "a.safetensors")
         return folder / "a.safetensors"
     if draw.random() < 0.3:

@@ -1,4 +1,4 @@
-"""Reading what others wrote: regular files only, and JSON that is what its type says, or one ValueError that says why.
+"""Reading what others wrote: regular files, JSON of a type, a limit to what is unpacked; or a ValueError that says why.
 
 Whatever is odd in a file ends here as a ValueError of one line: nested too deep, of another type, beyond a limit.
 """
@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+LIMIT = "BATCHNORM_READ_LIMIT"
+_USUAL_LIMIT = 1 << 30
 MOST_NESTED = 32  # objects and arrays within one another: what goes through a value in Python recurses
 
 
@@ -30,6 +32,29 @@ def read_regular(path: Path) -> bytes:
     """The bytes of a file; raises as `check_regular` does."""
     check_regular(path)
     return path.read_bytes()
+
+
+def read_limit() -> int:
+    """How many bytes what is read from a file may take, where they are more than the file has.
+
+    Raises:
+        ValueError: the environment variable BATCHNORM_READ_LIMIT, which raises it, is no number.
+    """
+    said = os.environ.get(LIMIT, str(_USUAL_LIMIT))
+    if not said.isdecimal():
+        raise ValueError(f"{LIMIT} must be a number of bytes, got {said!r}")
+    return int(said)
+
+
+def check_size(wanted: int, what: str) -> None:
+    """Raise a ValueError where so many bytes are more than `read_limit`, before they are allocated."""
+    if wanted > read_limit():
+        raise ValueError(f"{what}: {beyond_limit(wanted)}")
+
+
+def beyond_limit(wanted: int) -> str:
+    """What to say of so many bytes, which are too many."""
+    return f"{wanted:,} bytes or more, beyond the limit of {read_limit():,}; if you trust the file, raise {LIMIT}"
 
 
 def parse(data: bytes, kind: Any) -> Any:

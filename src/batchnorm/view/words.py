@@ -135,9 +135,9 @@ def _measured(run: Run) -> list[str]:
         variance = run.probes(layer.name, "batch_var")[1][-1].astype(np.float64)
         whole = np.isfinite(mean).all(1) & np.isfinite(variance).all(1)
         mean, variance = mean[whole], variance[whole]
-        if len(mean) < 2 or not variance.any():
+        varied = variance.sum(0) > 0  # a dead channel has no deviation to compare with
+        if len(mean) < 2 or not varied.any():
             continue
-        varied = variance.mean(0) > 0  # a dead channel has no deviation to compare with
         mean, variance = mean[:, varied], variance[:, varied]
         typical = variance.mean(0)
         shifts[layer.name] = float(np.median(mean.std(0, ddof=1) / np.sqrt(typical)))
