@@ -92,7 +92,7 @@ def mutate_frames(draw: Random, path: Path) -> None:
             count = min(draw.choice((1, 9, 72, 10**6)), (len(payload) - start) // 4)
             payload[start : start + 4 * count] = np.full(count, draw.choice(ODD_FLOATS), "<f4").tobytes()
         elif way == 3:
-            records[at] = draw.choice((step, step + 1, -(2**63), 2**63 - 1, 2**53 + 1)), payload
+            records[at] = draw.choice((step, step // 2, -(2**63), 2**63 - 1, 2**53 + 1)), payload
         elif way == 4:
             payload *= draw.choice((0, 2, 7))
         else:
