@@ -7,6 +7,7 @@ begins. A failure prints the seed of its case: BATCHNORM_FUZZ_SEED=that runs it 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from typer.testing import CliRunner
 
 from batchnorm.cli import app
 
-SECONDS = float(os.environ.get("BATCHNORM_FUZZ_SECONDS", 14))
+SECONDS = float(os.environ.get("BATCHNORM_FUZZ_SECONDS", 12))
 SEED = int(os.environ.get("BATCHNORM_FUZZ_SEED", 0))
 HANGS = 30  # seconds after which a command on a file of some kilobytes is said to hang
 
@@ -106,7 +107,8 @@ def test_runs(whole_runs: list[Path], tmp_path: Path) -> None:
             check(seed, "report", run, "--out", tmp_path / "page.html")
         if draw.random() < 0.2:
             kind = draw.choice(("csv", "parquet", "tensorboard"))
-            check(seed, "export", run, "--out", tmp_path / f"out-{seed}", "--format", kind)
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            check(seed, "export", run, "--out", tmp_path / "out", "--format", kind)
 
 
 def test_checkpoints(tmp_path: Path) -> None:
@@ -125,7 +127,8 @@ def test_data(tmp_path: Path) -> None:
 
     for seed in cases():
         draw = Random(seed)
-        folder = tmp_path / str(seed)
+        folder = tmp_path / "data"
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         path = draw.choice(WRITERS)(draw, folder)
         spoiled = draw.choice(sorted(folder.iterdir()))
