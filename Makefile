@@ -51,7 +51,7 @@ gpu:
 
 # A torchvision goes with one torch. What is compiled here runs with that one too: see setup.py.
 ZOO := build/zoo
-ZOO_MODELS := timm==1.0.31 transformers==5.24.0 segmentation_models_pytorch==0.6.0 rich typer
+ZOO_MODELS := timm==1.0.31 transformers==5.24.0 segmentation_models_pytorch==0.6.0 msgspec rich typer
 zoo: $(VENV)/.demo $(ZOO)/.installed
 	cd benchmarks && PYTHONPATH=../src ../$(ZOO)/bin/python -m zoo --rows ../$(ZOO)/rows.jsonl
 	rm $(ZOO)/rows.jsonl

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import tracemalloc
 
 import numpy as np
@@ -176,3 +177,31 @@ def test_channels_of_which_nothing_was_recorded_take_no_memory(run):
     assert invoke("report", run).exit_code == 0
     assert tracemalloc.get_traced_memory()[1] < 1 << 28
     tracemalloc.stop()
+
+
+def test_integers_of_any_size_are_scalars(run, tmp_path):
+    lines = [{"step": 0, "loss": 2**70}, {"step": 1, "loss": 10**400}, {"step": 2**63, "loss": 1}]
+    (run / SCALARS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    opened = open_run(run)
+    assert opened.scalars() == lines[:2]
+    assert opened.damage == ["scalars.jsonl: garbage in line 3; kept the 2 lines before it"]
+    assert invoke("export", run, "--out", tmp_path / "events", "--format", "tensorboard").exit_code == 0
+    said = invoke("export", run, "--out", tmp_path / "tables")
+    assert said.exit_code == 1
+    assert "scalars make no table" in said.stderr
+
+
+def test_probes_of_negative_variances(tmp_path):
+    values = np.full((3, 2, 3), -1.0, np.float32)
+    path = write_run(tmp_path / "run", [INFO], [story(INFO, 5)], probes={2: values})
+    assert invoke("report", path).exit_code == 0
+
+
+def test_a_run_of_many_layers_is_shown_in_seconds(tmp_path):
+    """Not in the square of their number; the terminal has room for the first."""
+    infos = [layer(f"layer{i}", 1) for i in range(5000)]
+    path = write_run(tmp_path / "run", infos, [story(infos[0], 2)] * len(infos))
+    started = time.perf_counter()
+    said = invoke("show", path)
+    assert time.perf_counter() - started < 20
+    assert "and 4,000 more layers: --json names all" in said.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,8 @@ def _write_events(run: Run, out: Path, format: str) -> None:
         for row in run.scalars():
             for name, number in row.items():
                 if name != "step" and isinstance(number, (int, float)):
-                    write(row["step"], name, simple_value=float(number))
+                    with suppress(OverflowError):  # an integer that no float holds
+                        write(row["step"], name, simple_value=float(number))
         for chunk in _stats(run):
             tag = f"bn/{chunk['layer'][0]}/{chunk['quantity'][0]}"
             for step, mean in zip(chunk["step"], chunk["mean"], strict=True):

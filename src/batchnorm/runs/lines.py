@@ -53,7 +53,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         row = parse(line, Line)
     except ValueError:
         return None
-    if type(row.get("step")) is not int:
+    step = row.get("step")
+    if type(step) is not int or not -(2**63) <= step < 2**63:
         return None
     return {key: _from_jsonable(value) for key, value in row.items()}
 

@@ -114,7 +114,7 @@ class Results(TypedDict, total=False):
 
 
 # A logged value, or a fact of an alert: nothing nested.
-Line = dict[str, bool | Int64 | float | str | None]
+Line = dict[str, bool | int | float | str | None]
 
 
 def stats_dtype(layers: Sequence[LayerInfo]) -> np.dtype:
