@@ -1,4 +1,5 @@
 # make demo: install and watch gamma and beta learn.   make test: install what the tests need and run them.
+# make fuzz: spoiled runs, checkpoints and data files for an hour; the suite has half a minute of it.
 # make check: format, lint, types, who imports whom.   make bench, make wheel: measure, build.
 # make sanitize: the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer; compiling takes long.
 # make clang: the operators' tests with what Clang compiles. Needs Debian's clang, or another clang++.
@@ -15,7 +16,7 @@ PYTHON ?= python3
 INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench gpu zoo wheel browser sanitize clang arm compat triton clean
+.PHONY: demo test check fuzz bench gpu zoo wheel browser sanitize clang arm compat triton clean
 
 demo: $(VENV)/.demo
 	$(BIN)/batchnorm train
@@ -28,6 +29,13 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# A third of the time for each kind of file: runs, checkpoints, data. Another seed each day.
+FUZZ_SECONDS := 3600
+FUZZ_SEED = $(shell date +%Y%m%d)000000
+fuzz: $(VENV)/.dev
+	BATCHNORM_FUZZ_SECONDS=$$(( $(FUZZ_SECONDS) / 3 )) BATCHNORM_FUZZ_SEED=$(FUZZ_SEED) \
+	$(BIN)/python -m pytest tests/fuzz --timeout=0
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/exact.py
@@ -43,7 +51,7 @@ gpu:
 
 # A torchvision goes with one torch. What is compiled here runs with that one too: see setup.py.
 ZOO := build/zoo
-ZOO_MODELS := timm==1.0.31 transformers==5.24.0 segmentation_models_pytorch==0.6.0 rich typer
+ZOO_MODELS := timm==1.0.31 transformers==5.24.0 segmentation_models_pytorch==0.6.0 msgspec rich typer
 zoo: $(VENV)/.demo $(ZOO)/.installed
 	cd benchmarks && PYTHONPATH=../src ../$(ZOO)/bin/python -m zoo --rows ../$(ZOO)/rows.jsonl
 	rm $(ZOO)/rows.jsonl

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -29,8 +29,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document an
 
 def fail(message: object, status: int = 1) -> NoReturn:
     """End the command with one line on stderr and that exit status."""
-    print(f"batchnorm: {' '.join(str(message).split())}", file=sys.stderr)
+    complain(message)
     raise typer.Exit(status)
+
+
+def complain(message: object) -> None:
+    """Print one line on stderr."""
+    print(f"batchnorm: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 @contextmanager
@@ -164,7 +169,10 @@ def list_(
     with one_line_errors():
         if not root.is_dir():
             raise FileNotFoundError(f"no folder {root}; give the one that holds runs: batchnorm list ROOT")
-        runs = list_runs(root)
+        refused: list[str] = []
+        runs = list_runs(root, refused)
+        for line in refused:
+            complain(line)
         if as_json:
             print_json([brief(run) for run in runs])
         else:
@@ -228,17 +236,20 @@ def diagnose(
     as_json: AsJson = False,
 ) -> None:
     """Find what is wrong with batch normalization; exit status 1: a serious finding, 2: nothing to judge."""
-    from .diagnosis import diagnose as find
-    from .diagnosis import terminal
-
     try:
+        from .diagnosis import diagnose as find
+        from .diagnosis import terminal
+
         findings = find(paths[0] if len(paths) == 1 else paths)
+        with suppress(BrokenPipeError, SystemExit):  # who reads it has read enough: rich would exit with 1
+            if as_json:
+                print_json(findings.to_dict())
+            else:
+                terminal.show(findings)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         fail(error, 2)
-    if as_json:
-        print_json(findings.to_dict())
-    else:
-        terminal.show(findings)
+    except Exception as error:  # Python's own exit status, 1, says that something serious was found
+        fail(f"{', '.join(map(str, paths))} could not be judged: {type(error).__name__}: {error}", 2)
     raise typer.Exit(1 if findings.serious else 2 if findings.judged.nothing else 0)
 
 

@@ -81,7 +81,7 @@ def test_the_words_say_what_learned(source, tmp_path):
 )
 def test_wrong_settings_are_one_line(arguments, line, source):
     result = invoke("--data", source, *arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert line in result.stderr
     assert len(result.stderr.splitlines()) == 1
 

@@ -155,8 +155,8 @@ GOOD = npy(np.zeros((3, 2)))
 @pytest.mark.parametrize(
     ("data", "place", "found"),
     [
-        (b"not a zip", "the archive", "damage"),
-        (member(GOOD)[:-30], "the archive", "damage"),
+        (b"not a zip", "the file", "damage"),
+        (member(GOOD)[:-30], "the file", "damage"),
         (member(GOOD).replace(b"x.npy", b"z.npy"), "arrays", "y, z"),
         (member(b"\x93NUMPY\x01\x00"), "array x", ""),
         (member(GOOD[:-1]), "array x", "175 bytes"),
@@ -177,7 +177,7 @@ def test_npz_bad_checksum(tmp_path):
     data = bytearray(member(npy(np.arange(6.0).reshape(3, 2))))
     data[data.index(np.float64(5).tobytes()) + 7] ^= 1
     path = write(tmp_path / "a.npz", bytes(data))
-    with pytest.raises(DataError, match=r"the archive: expected .* damage \(Bad CRC"):
+    with pytest.raises(DataError, match=r"the file: expected .* damage \(BadZipFile: Bad CRC"):
         read_npz(path)
 
 

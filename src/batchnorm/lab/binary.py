@@ -11,7 +11,7 @@ from typing import IO, cast
 
 import numpy as np
 
-from .errors import DataError
+from .errors import DataError, check_room, reading
 
 IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 CIFAR10_SHAPE = (3, 32, 32)
@@ -22,7 +22,25 @@ def open_plain_or_gzip(path: Path) -> IO[bytes]:
     """The file's bytes, uncompressed if it begins as gzip does, whatever it is called."""
     with open(path, "rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
-    return cast("IO[bytes]", gzip.open(path, "rb")) if is_gzip else open(path, "rb")
+    return cast("IO[bytes]", _Unpacked(path)) if is_gzip else open(path, "rb")
+
+
+class _Unpacked(gzip.GzipFile):
+    """A gzip file that ends with a DataError where it holds more than the limit to what is read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._path = path
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(size))
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._checked(super().read1(size))
+
+    def _checked(self, piece: bytes) -> bytes:
+        check_room(self._path, f"byte {self.tell()} of the data", self.tell())
+        return piece
 
 
 def read_at_most(path: Path, file: IO[bytes], count: int) -> bytes:
@@ -51,7 +69,7 @@ def read_idx(path: Path) -> np.ndarray:
         DataError: wrong magic, unknown type, truncated, longer than the sizes say, or no values.
     Source: Yann LeCun, "The MNIST database", section "file formats".
     """
-    with open_plain_or_gzip(path) as file:
+    with reading(path, "an IDX file"), open_plain_or_gzip(path) as file:
         magic = read_at_most(path, file, 4)
         if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_DTYPES or magic[3] == 0:
             expected = "IDX magic 00 00, a type of 08 09 0b 0c 0d 0e, a number of dimensions"
@@ -67,10 +85,10 @@ def read_idx(path: Path) -> np.ndarray:
             raise DataError(path, "byte 4", "at least one value", f"sizes {shape}")
         # One byte more than the header promises, to see whether the file goes on.
         data = read_at_most(path, file, wanted + 1)
-    if len(data) != wanted:
-        found = "more" if len(data) > wanted else f"{len(data)}"
-        raise DataError(path, f"byte {4 + 4 * ndim}", f"{wanted} bytes of values for sizes {shape}", found)
-    return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+        if len(data) != wanted:
+            found = "more" if len(data) > wanted else f"{len(data)}"
+            raise DataError(path, f"byte {4 + 4 * ndim}", f"{wanted} bytes of values for sizes {shape}", found)
+        return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
 def read_cifar10(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +101,7 @@ def read_cifar10(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Source: Krizhevsky, "The CIFAR-10 dataset", section "binary version".
     """
     record = 1 + math.prod(CIFAR10_SHAPE)
-    with open_plain_or_gzip(path) as file:
+    with reading(path, "a CIFAR-10 batch"), open_plain_or_gzip(path) as file:
         data = read_at_most(path, file, 1 << 62)
     if not data or len(data) % record:
         place = f"byte {len(data) - len(data) % record}"

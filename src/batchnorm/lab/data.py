@@ -133,7 +133,7 @@ def _channels_first(x: np.ndarray) -> np.ndarray:
 def _encode(labels: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Names of the classes in order, numbers before words, and each sample's number among them."""
     if labels.dtype.kind == "U":
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             labels = labels.astype(np.int64)
     classes, numbers = np.unique(labels, return_inverse=True)
     return [str(name) for name in classes], numbers.astype(np.int64)

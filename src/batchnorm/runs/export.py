@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,10 @@ def _write_tables(run: Run, out: Path, format: str) -> None:
         for chunk in chunks:
             if not chunk:
                 continue
-            table = pa.table(chunk)
+            try:
+                table = pa.table(chunk)
+            except (pa.ArrowException, OverflowError) as error:
+                raise ValueError(f"{run.path}: {name} make no table: {error}") from None
             # Layer by layer: the whole vectors of a long run need not fit into memory twice.
             writer = writer or _table_writer(out / f"{name}.{format}", table.schema, format)
             writer.write_table(table)
@@ -152,7 +156,7 @@ def _write_events(run: Run, out: Path, format: str) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
     except ModuleNotFoundError as error:
         raise _missing(error) from error
-    time = datetime.fromisoformat(run.created).timestamp() if run.created else 0.0
+    time = _seconds(run.created)
     writer = EventFileWriter(str(out))
     events: Any = event_pb2  # made at run time: type checkers do not see what is in them
     summaries: Any = summary_pb2
@@ -164,8 +168,9 @@ def _write_events(run: Run, out: Path, format: str) -> None:
     try:
         for row in run.scalars():
             for name, number in row.items():
-                if name != "step":
-                    write(row["step"], name, simple_value=float(number))
+                if name != "step" and isinstance(number, (int, float)):
+                    with suppress(OverflowError):  # an integer that no float holds
+                        write(row["step"], name, simple_value=float(number))
         for chunk in _stats(run):
             tag = f"bn/{chunk['layer'][0]}/{chunk['quantity'][0]}"
             for step, mean in zip(chunk["step"], chunk["mean"], strict=True):
@@ -177,6 +182,14 @@ def _write_events(run: Run, out: Path, format: str) -> None:
                     write(step, f"{tag}/channels", histo=summaries.HistogramProto(**_histogram(finite)))
     finally:
         writer.close()
+
+
+def _seconds(created: str) -> float:
+    """Since 1970; 0 of what is no date."""
+    try:
+        return datetime.fromisoformat(created).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _histogram(values: np.ndarray) -> dict[str, Any]:

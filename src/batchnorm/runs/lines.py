@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from .files import open_own, require_own, write_atomically
+from .parse import parse, read_regular
+from .schema import Line
 
 
 def to_jsonable(number: Any) -> int | float | str | bool:
@@ -33,9 +35,11 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:
     """The objects up to the first bad line, and one line saying what was wrong with that one, or None."""
     rows: list[dict[str, Any]] = []
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_regular(path).split(b"\n")
     except FileNotFoundError:
         return rows, None
+    except ValueError as error:
+        return rows, str(error)
     *whole, rest = lines  # a whole line ends with a newline: what follows the last one is torn
     for number, line in enumerate(whole, 1):
         row = _parse(line)
@@ -47,10 +51,11 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = parse(line, Line)
     except ValueError:
         return None
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+    step = row.get("step")
+    if type(step) is not int or not -(2**63) <= step < 2**63:
         return None
     return {key: _from_jsonable(value) for key, value in row.items()}
 

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from contextlib import suppress
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
+from msgspec import Meta
 
 from .journal import Frames, read_frames
 from .lines import read_lines
-from .lock import is_held
+from .lock import LOCK, is_held
+from .parse import check_regular, parse, read_regular, typed
 from .schema import (
     ALERTS,
+    COLUMNS,
     F4,
     FORMAT,
+    MOST_CHANNELS,
     PROBED,
     PROBES,
     QUANTITIES,
+    RESULTS,
     RUN,
     SCALARS,
     STATS,
     VECTORS,
-    LayerInfo,
+    Results,
+    RunFacts,
     stats_dtype,
     vector_starts,
 )
+
+# A table of probes has room for the largest number of batches in each.
+MOST_PADDED, LEAST_TABLE = 16, 1 << 26  # times the bytes of the probes themselves; bytes
+
+
+class _Format(TypedDict):
+    """What every later format says too."""
+
+    format: Annotated[int, Meta(ge=1)]
 
 
 class Run:
@@ -46,17 +59,17 @@ class Run:
             them cost of the training's time, in its own thread and the writer's.
     """
 
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path, facts: RunFacts) -> None:
         self.path = path
-        self.status = str(facts.get("status", "running"))
-        if self.status == "running" and is_held(path) is False:
+        self.status = facts.status
+        if self.status == "running" and _fault_of(path / LOCK) is None and is_held(path) is False:
             self.status = "interrupted"
-        self.created = str(facts.get("created", ""))
-        self.meta: dict[str, Any] = facts.get("meta") or {}
-        self.layers = [LayerInfo.from_json(layer) for layer in facts.get("layers") or []]
-        self.recorded: dict[str, Any] = facts.get("recorded") or {}
+        self.created = facts.created
+        self.meta = facts.meta or {}
+        self.layers = facts.layers or []
+        self.recorded = facts.recorded or {}
         self._index = {layer.name: i for i, layer in enumerate(self.layers)}
-        self._arm_names: list[str] = facts.get("arms") or []
+        self._arm_names = facts.arms or []
 
     def __repr__(self) -> str:
         arms = f", arms={self._arm_names}" if self._arm_names else ""
@@ -81,6 +94,10 @@ class Run:
         """
         return self._records["stats"][:, self._layer(layer), _quantity(quantity, QUANTITIES)]
 
+    def nonfinite(self, layer: str) -> np.ndarray:
+        """How many values were not finite: (T, 8) float32, columns `QUANTITIES`; NaN where a quantity did not exist."""
+        return self._records["stats"][:, self._layer(layer), :, COLUMNS.index("nonfinite")]
+
     def counts(self, layer: str) -> np.ndarray:
         """Values a channel in the batch, (T,) int64; 0 where nothing was measured, -1 where it is not known."""
         return self._records["count"][:, self._layer(layer)].astype(np.int64)
@@ -92,7 +109,7 @@ class Run:
     def vectors(self, layer: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
         """Whole vectors of a quantity: the steps that kept them, (K,) int64, and values, (K, C) float32."""
         i, q = self._layer(layer), _quantity(quantity, QUANTITIES)
-        starts = vector_starts(self.layers, len(QUANTITIES))
+        starts = self._vector_starts
         start = starts[i] + q * self.layers[i].channels
         values = _equal_payloads(self._vectors, np.dtype((F4, (int(starts[-1]),))))  # rows of float32, not copied
         return self._vectors.steps, values[:, start : start + self.layers[i].channels]
@@ -108,7 +125,7 @@ class Run:
             unlike numbers of batches, B is the largest and the missing ones are NaN.
         """
         i, q = self._layer(layer), _quantity(quantity, PROBED)
-        starts, channels = vector_starts(self.layers, len(PROBED)), self.layers[i].channels
+        starts, channels = self._probe_starts, self.layers[i].channels
         frames = [np.frombuffer(self._probes.payload(k), F4).reshape(-1, starts[-1]) for k in range(len(self._probes))]
         batches = max((len(values) for values in frames), default=0)
         out = np.full((len(frames), batches, channels), np.nan, np.float32)
@@ -127,24 +144,22 @@ class Run:
 
     @property
     def damage(self) -> list[str]:
-        """One line for each file with a torn or garbage tail; [] when all is whole."""
+        """One line for each file that is torn, or not what it should be; [] when all is whole."""
         files = (
             self._stats.damage,
             self._vectors.damage,
             self._probes.damage,
             self._scalars[1],
             self._alerts[1],
+            self._results[1],
+            *self._arms[1],
         )
         return [line for line in files if line]
 
-    @cached_property
+    @property
     def arms(self) -> dict[str, Run]:
-        """The runs of an experiment, in the order in which they ran; those not begun are left out."""
-        found = {}
-        for name in self._arm_names:
-            if (self.path / name / RUN).is_file():
-                found[name] = open_run(self.path / name)
-        return found
+        """The runs of an experiment, in the order in which they ran; those not begun, or unreadable, are left out."""
+        return self._arms[0]
 
     @property
     def main(self) -> Run:
@@ -154,14 +169,10 @@ class Run:
             return arms["learned"]
         return next((arm for arm in arms.values() if arm.layers), self)
 
-    @cached_property
+    @property
     def results(self) -> dict[str, Any]:
-        """What results.json of an experiment says; {} when there is none yet."""
-        try:
-            results = json.loads((self.path / "results.json").read_bytes())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return results if isinstance(results, dict) else {}
+        """What results.json of an experiment says; {} when there is none yet, or none that can be read."""
+        return self._results[0]
 
     def _layer(self, name: str) -> int:
         if name not in self._index:
@@ -169,19 +180,48 @@ class Run:
         return self._index[name]
 
     @cached_property
+    def _arms(self) -> tuple[dict[str, Run], list[str]]:
+        opened = {name: _try_open(self.path / name) for name in self._arm_names}
+        found = {name: run for name, run in opened.items() if isinstance(run, Run)}
+        damage = [f"arm {name}: {said}" for name, said in opened.items() if isinstance(said, str)]
+        return found, damage
+
+    @cached_property
+    def _results(self) -> tuple[dict[str, Any], str | None]:
+        try:
+            return parse(read_regular(self.path / RESULTS), Results), None
+        except FileNotFoundError:
+            return {}, None
+        except (OSError, ValueError) as error:
+            return {}, f"{RESULTS}: {error}"
+
+    @cached_property
+    def _vector_starts(self) -> np.ndarray:
+        return vector_starts(self.layers, len(QUANTITIES))
+
+    @cached_property
+    def _probe_starts(self) -> np.ndarray:
+        return vector_starts(self.layers, len(PROBED))
+
+    def _frames(self, name: str, is_valid: Callable[[int], bool]) -> Frames:
+        """The frames of a journal; none, and what is wrong, where no regular file is."""
+        fault = _fault_of(self.path / name)
+        return read_frames(self.path / name, is_valid) if fault is None else _no_frames(fault)
+
+    @cached_property
     def _stats(self) -> Frames:
         size = stats_dtype(self.layers).itemsize
-        return read_frames(self.path / STATS, lambda length: length == size)
+        return self._frames(STATS, lambda length: length == size)
 
     @cached_property
     def _vectors(self) -> Frames:
-        size = int(vector_starts(self.layers, len(QUANTITIES))[-1]) * F4.itemsize
-        return read_frames(self.path / VECTORS, lambda length: length == size)
+        size = int(self._vector_starts[-1]) * F4.itemsize
+        return self._frames(VECTORS, lambda length: length == size)
 
     @cached_property
     def _probes(self) -> Frames:
-        size = int(vector_starts(self.layers, len(PROBED))[-1]) * F4.itemsize
-        return read_frames(self.path / PROBES, lambda length: size > 0 and length % size == 0)
+        size = int(self._probe_starts[-1]) * F4.itemsize
+        return _alike(self._frames(PROBES, lambda length: size > 0 and length > 0 and length % size == 0), size)
 
     @cached_property
     def _records(self) -> np.ndarray:
@@ -207,32 +247,83 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     path = Path(path)
     try:
-        text = (path / RUN).read_bytes()
+        text = read_regular(path / RUN)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path} is not a run: it has no {RUN}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a run: {error}") from None
     try:
-        facts = json.loads(text)
-        if not isinstance(facts, dict):
-            raise ValueError(f"expected an object, got {type(facts).__name__}")
-        if not isinstance(facts.get("format"), int) or facts["format"] > FORMAT:
-            raise ValueError(f"format must be {FORMAT}, got {facts.get('format')!r}: try a later batchnorm")
-        if not isinstance(facts.get("meta") or {}, dict):
-            raise ValueError("meta must be an object")
-        for name in facts.get("arms") or []:  # they become folder names: none may lead out of the run
-            if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-                raise ValueError(f"not a name for an arm: {name!r}")
-        return Run(path, facts)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path / RUN} does not describe a run: {error}") from error
+        return Run(path, _facts(text))
+    except ValueError as error:
+        raise ValueError(f"{path / RUN} does not describe a run: {error}") from None
 
 
-def list_runs(root: str | os.PathLike[str] = "runs") -> list[Run]:
-    """The runs in the folders of `root`, newest first; folders that are no runs are passed over."""
-    runs = []
-    for path in Path(root).iterdir() if Path(root).is_dir() else []:
-        with suppress(FileNotFoundError, ValueError):
-            runs.append(open_run(path))
+def _facts(text: bytes) -> RunFacts:
+    value = parse(text, _Format)
+    if value["format"] > FORMAT:
+        raise ValueError(f"format must be {FORMAT}, got {value['format']}: try a later batchnorm")
+    facts = typed(value, RunFacts)
+    channels = sum(layer.channels for layer in facts.layers or ())
+    if channels > MOST_CHANNELS:
+        raise ValueError(f"the layers must have at most {MOST_CHANNELS:,} channels together, got {channels:,}")
+    return facts
+
+
+def _try_open(path: Path) -> Run | str | None:
+    """The run, or why it cannot be read; None where there is none."""
+    try:
+        return open_run(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+def list_runs(root: str | os.PathLike[str] = "runs", refused: list[str] | None = None) -> list[Run]:
+    """The runs in the folders of `root`, newest first; folders that are no runs are passed over.
+
+    Args:
+        root: the folder that holds them.
+        refused: gets a line for each folder whose run.json cannot be read.
+    """
+    opened = [_try_open(path) for path in Path(root).iterdir()] if Path(root).is_dir() else []
+    if refused is not None:
+        refused += [said for said in opened if isinstance(said, str)]
+    runs = [run for run in opened if isinstance(run, Run)]
     return sorted(runs, key=lambda run: (run.created, run.path.name), reverse=True)
+
+
+def _fault_of(path: Path) -> str | None:
+    """Why a file cannot be read; None where it can, or is not there."""
+    try:
+        check_regular(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None if os.access(path, os.R_OK) else f"{path.name}: no permission to read it"
+
+
+def _no_frames(damage: str) -> Frames:
+    none = np.empty(0, np.int64)
+    return Frames(b"", none, none, none, damage)
+
+
+def _alike(frames: Frames, size: int) -> Frames:
+    """The probes up to the first with so many more batches than others that a table would be mostly empty."""
+    if not len(frames):
+        return frames
+    batches = frames.lengths // size
+    table = np.maximum.accumulate(batches) * np.arange(1, len(frames) + 1) * size
+    beyond = np.flatnonzero(table > np.maximum(MOST_PADDED * np.cumsum(frames.lengths), LEAST_TABLE))
+    if not len(beyond):
+        return frames
+    keep = int(beyond[0])
+    damage = (
+        f"{PROBES}: at most {MOST_PADDED} times the bytes of the probes may be needed for a table of them; kept the "
+        f"{keep} whole frames before it would be more"
+    )
+    return Frames(frames.data, frames.steps[:keep], frames.starts[:keep], frames.lengths[:keep], damage)
 
 
 def _quantity(name: str, known: tuple[str, ...]) -> int:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
+from msgspec import Meta
 
 FORMAT = 1
 RUN = "run.json"
 STATS, VECTORS, PROBES = "stats-0001.bin", "vectors-0001.bin", "probes-0001.bin"
 SCALARS, ALERTS = "scalars.jsonl", "alerts.jsonl"
+RESULTS = "results.json"
 
 QUANTITIES = (
     "batch_mean",
@@ -30,40 +33,86 @@ COLUMNS = ("min", "p05", "p25", "p50", "p75", "p95", "max", "mean", "nonfinite")
 F4, I4, I8 = np.dtype("<f4"), np.dtype("<i4"), np.dtype("<i8")
 
 
+Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+# NumPy's records hold less than 2 GiB: so many channels of 8 quantities, all layers together.
+MOST_CHANNELS = (2**31 - 1) // (4 * len(QUANTITIES))
+MOST_LAYERS = 20_000
+MOST_ARMS = 1_000
+
+
 @dataclass(frozen=True)
 class LayerInfo:
     """One watched layer, as it was when the watching began."""
 
     name: str
     kind: str
-    channels: int
-    eps: float
-    momentum: float | None
+    channels: Annotated[int, Meta(ge=1, le=MOST_CHANNELS)]
+    eps: Finite
+    momentum: Finite | None
     affine: bool
     tracks: bool
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, facts: Mapping[str, Any]) -> LayerInfo:
-        """The layer that `facts` describes; ValueError when a fact is missing or of the wrong kind."""
-        try:
-            momentum = facts["momentum"]
-            layer = cls(
-                name=str(facts["name"]),
-                kind=str(facts["kind"]),
-                channels=int(facts["channels"]),
-                eps=float(facts["eps"]),
-                momentum=None if momentum is None else float(momentum),
-                affine=bool(facts["affine"]),
-                tracks=bool(facts["tracks"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"a layer needs {', '.join(cls.__dataclass_fields__)}; got {facts!r}") from error
-        if layer.channels < 1:
-            raise ValueError(f"layer {layer.name!r} must have at least 1 channel, got {layer.channels}")
-        return layer
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What run.json says; what a reader does not know of is passed over."""
+
+    format: int
+    status: str = "running"
+    created: str = ""
+    meta: dict[str, Any] | None = None
+    layers: Annotated[list[LayerInfo], Meta(max_length=MOST_LAYERS)] | None = None
+    recorded: dict[str, Any] | None = None
+    # They become folder names: none may lead out of the run.
+    arms: Annotated[list[Annotated[str, Meta(pattern=r"^\w[\w.-]*\Z")]], Meta(max_length=MOST_ARMS)] | None = None
+
+
+class _Curve(TypedDict, total=False):
+    step: list[Int64]
+    test_accuracy: list[Share | None]
+
+
+class _Singles(TypedDict):
+    min: Share
+    median: Share
+    max: Share
+    all: Annotated[list[Share], Meta(min_length=1)]
+
+
+class _Spread(TypedDict):
+    gamma_std: Finite | None
+    beta_std: Finite | None
+
+
+class ArmResults(TypedDict, total=False):
+    """What results.json says of an arm, as far as anybody here reads it."""
+
+    test_accuracy: Share | None
+    train_accuracy: Share | None
+    test_loss: Finite | None
+    train_loss: Finite | None
+    steps: Count
+    seconds: Finite
+    curve: _Curve | None
+    single_pair_accuracy: _Singles | None
+    pair_spread: _Spread | None
+
+
+class Results(TypedDict, total=False):
+    """What results.json says."""
+
+    arms: dict[str, ArmResults]
+
+
+# A logged value, or a fact of an alert: nothing nested.
+Line = dict[str, bool | int | float | str | None]
 
 
 def stats_dtype(layers: Sequence[LayerInfo]) -> np.dtype:

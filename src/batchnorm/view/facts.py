@@ -63,10 +63,9 @@ def nonfinite_steps(run: Run) -> dict[tuple[str, str], NDArray[np.int64]]:
     """
     found = {}
     for layer in run.layers:
-        for quantity in QUANTITIES:
-            steps = run.steps[run.stats(layer.name, quantity)[:, NONFINITE] > 0]
-            if len(steps):
-                found[layer.name, quantity] = steps
+        broken = run.nonfinite(layer.name) > 0
+        for q in np.flatnonzero(broken.any(0)):
+            found[layer.name, QUANTITIES[q]] = run.steps[broken[:, q]]
     return found
 
 
@@ -86,7 +85,13 @@ def damage_lines(run: Run) -> list[str]:
 def arm_results(run: Run) -> dict[str, dict[str, Any]]:
     """Return what results.json says of each arm that is there, in the order in which the arms ran."""
     results = run.results.get("arms") or {}
-    return {name: results[name] for name in run.arms if isinstance(results.get(name), dict)}
+    return {name: results[name] for name in run.arms if name in results}
+
+
+def test_samples(run: Run) -> int:
+    """Return on how many samples an experiment was tested; 0 where `meta`, which may hold anything, has no number."""
+    said = run.meta.get("test_samples")
+    return said if type(said) is int and 0 < said < 2**53 else 0
 
 
 def brief(run: Run) -> dict[str, Any]:
@@ -104,8 +109,13 @@ def brief(run: Run) -> dict[str, Any]:
     )
 
 
-def facts(run: Run) -> dict[str, Any]:
-    """Return what `batchnorm show` says of a run, ready for JSON: a number that is not finite becomes null."""
+def facts(run: Run, most: int | None = None) -> dict[str, Any]:
+    """Return what `batchnorm show` says of a run, ready for JSON: a number that is not finite becomes null.
+
+    Args:
+        run: a run from `open_run`.
+        most: say it of so many layers; None for all.
+    """
     main, results = run.main, arm_results(run)
     return plain(
         {
@@ -120,7 +130,7 @@ def facts(run: Run) -> dict[str, Any]:
             "alerts": alert_lines(run),
             "damage": damage_lines(run),
             "arms": {name: _arm(results.get(name, {}), arm) for name, arm in run.arms.items()},
-            "layers": [_layer(main, info) for info in main.layers],
+            "layers": [_layer(main, info) for info in main.layers[:most]],
         }
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..runs.files import write_atomically
 from ..runs.reader import Run, open_run
-from .facts import alert_lines, arm_results, damage_lines, extent, health, plain, plural, spoken
+from .facts import alert_lines, arm_results, damage_lines, extent, health, plain, plural, spoken, test_samples
 from .select import BANDS, Selection, nearest, select
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def render(run: Run) -> str:
         plural=plural,
         extent=extent,
         spoken=spoken,
+        samples=test_samples(run),
     )
 
 
@@ -211,16 +212,16 @@ def arms_rows(run: Run) -> dict[str, list[dict[str, Any]]]:
     pairs: list[dict[str, Any]] = []
     for order, (arm, result) in enumerate(arm_results(run).items()):
         about = {"arm": arm, "order": order}
-        final.append(about | _with_chance(result.get("test_accuracy"), run.meta.get("test_samples")))
-        curve = result.get("curve", {})
+        final.append(about | _with_chance(result.get("test_accuracy"), test_samples(run)))
+        curve = result.get("curve") or {}
         points = zip(curve.get("step", []), curve.get("test_accuracy", []), strict=False)
         curves += [about | {"step": step, "test_accuracy": accuracy} for step, accuracy in points]
-        singles = result.get("single_pair_accuracy", {}).get("all", [])
+        singles = (result.get("single_pair_accuracy") or {}).get("all", [])
         pairs += [about | {"test_accuracy": accuracy} for accuracy in singles]
     return plain({"curves": curves, "final": final, "pairs": pairs})
 
 
-def _with_chance(accuracy: float | None, samples: int | None) -> dict[str, float | None]:
+def _with_chance(accuracy: float | None, samples: int) -> dict[str, float | None]:
     """Return an accuracy and how far, up or down, chance may have moved it: two standard errors on so many samples."""
     lo = hi = None
     if accuracy is not None and samples:

@@ -173,15 +173,18 @@ def _view(
 ) -> LayerView:
     name = info.name
     whole = {q: run.vectors(name, q) for q in QUANTITIES} if len(steps) else {}
-    moved = np.zeros(info.channels)
+    channels = thin(info.channels, places) if wanted is None else wanted
+    moved = np.zeros(len(channels))
     if info.affine and whole:
-        moved = np.hypot(_travel(whole["gamma"][1]), _travel(whole["beta"][1]))
-    channels = np.argsort(-moved, kind="stable")[thin(info.channels, places)] if wanted is None else wanted
+        of_all = np.hypot(_travel(whole["gamma"][1]), _travel(whole["beta"][1]))
+        if wanted is None:
+            channels = np.argsort(-of_all, kind="stable")[channels]
+        moved = of_all[channels]
     at = np.searchsorted(run.steps, steps)
     return LayerView(
         info=info,
         channels=channels,
-        moved=moved[channels],
+        moved=moved,
         columns={q: _pick(*which, steps)[:, channels] for q, which in whole.items()},
         counts=run.counts(name)[at],
         broken={q: np.flatnonzero(run.stats(name, q)[at, NONFINITE] > 0).tolist() for q in QUANTITIES},

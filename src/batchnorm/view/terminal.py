@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .facts import brief, extent, facts, spoken
+from .facts import brief, extent, facts, plural, spoken
 
 if TYPE_CHECKING:
     from ..runs.reader import Run
 
+MOST_LAYERS = 1_000
 WIDE = 100_000  # columns: more than any table needs
 MEASURED, LEARNED, MUTED = "bright_blue", "dark_orange", "bright_black"
 
@@ -48,7 +49,7 @@ def list_(runs: Sequence[Run], root: Path, console: Console | None = None) -> No
 def show(run: Run, console: Console | None = None) -> None:
     """Print what a run recorded: how it went, its layers, γ and β then and now, what was not finite."""
     console = console or Console()
-    said = facts(run)
+    said = facts(run, MOST_LAYERS)
     console.print(text(run.path.name, "bold"), text(said["status"]), text(said["created"], MUTED))
     if said["meta"]:
         console.print(text("; ".join(f"{name} {spoken(value)}" for name, value in said["meta"].items()), MUTED))
@@ -59,6 +60,9 @@ def show(run: Run, console: Console | None = None) -> None:
         console.print(_arms(said["arms"]))
     if said["layers"]:
         console.print(_layers(said["layers"]))
+        more = len(run.main.layers) - len(said["layers"])
+        if more:
+            console.print(text(f"and {plural(more, 'more layer')}: --json names all"))
         console.print(
             text(
                 "median over the channels, first recorded step → last; in brackets the middle 90 %; NaN where any "
@@ -98,7 +102,7 @@ def _story(ends: dict[str, dict[str, float | None]] | None) -> str:
         return "–"
     first, last = ends["first"], ends["last"]
     told = f"{_median(first)} → {_median(last)}"
-    if last["p50"] is not None:
+    if None not in last.values():
         told += f" [{last['p05']:.3g}, {last['p95']:.3g}]"
     return told.replace("-", "−")
 

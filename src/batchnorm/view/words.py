@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..runs.schema import COLUMNS
-from .facts import plural
+from .facts import plural, test_samples
 
 if TYPE_CHECKING:
     from ..runs.reader import Run
@@ -31,8 +31,8 @@ def summarize(run: Run) -> list[str]:
     Args:
         run: an experiment of several arms, or any watched run.
     """
-    results = {arm: found for arm, found in (run.results.get("arms") or {}).items() if isinstance(found, dict)}
-    samples = int(run.meta.get("test_samples", 0))
+    results = run.results.get("arms") or {}
+    samples = test_samples(run)
     said = _experiment(run) + _accuracy(results, samples) + _speed(results)
     if run.main.layers:
         said += _moved(run.main) + _measured(run.main)
@@ -146,9 +146,9 @@ def _measured(run: Run) -> list[str]:
         variance = run.probes(layer.name, "batch_var")[1][-1].astype(np.float64)
         whole = np.isfinite(mean).all(1) & np.isfinite(variance).all(1)
         mean, variance = mean[whole], variance[whole]
-        if len(mean) < 2 or not variance.any():
+        varied = variance.sum(0) > 0  # a dead channel has no deviation to compare with
+        if len(mean) < 2 or not varied.any():
             continue
-        varied = variance.mean(0) > 0  # a dead channel has no deviation to compare with
         mean, variance = mean[:, varied], variance[:, varied]
         typical = variance.mean(0)
         shifts[layer.name] = float(np.median(mean.std(0, ddof=1) / np.sqrt(typical)))
@@ -185,9 +185,9 @@ def _pairs(results: dict[str, Any], samples: int) -> list[str]:
     """What became of one pair a batch."""
     found = results.get("per-batch") or {}
     single, spread = found.get("single_pair_accuracy"), found.get("pair_spread")
-    if not single or not spread:
+    if not single or not spread or found.get("test_accuracy") is None:
         return []
-    pairs, steps = len(single["all"]), int(found["steps"])
+    pairs, steps = len(single["all"]), found.get("steps", 0)
     unlike = "How much the pairs differ is no longer a finite number."
     if None not in spread.values():
         unlike = (
@@ -208,9 +208,9 @@ def _pairs(results: dict[str, Any], samples: int) -> list[str]:
 
 def _worth_it(results: dict[str, Any], samples: int, pairs: int) -> list[str]:
     """Whether owning a pair gained anything over sharing one."""
-    if "learned" not in results or not samples:
+    own, shared = (results.get(arm, {}).get("test_accuracy") for arm in ("per-batch", "learned"))
+    if own is None or shared is None or not samples:
         return []
-    own, shared = (float(results[arm]["test_accuracy"]) for arm in ("per-batch", "learned"))
     verdict = "gained nothing that this test can tell"
     if abs(own - shared) >= _margin([own, shared], samples):
         verdict = f"ended {100 * abs(own - shared):.1f} points {'above' if own > shared else 'below'} one shared pair"
@@ -219,7 +219,8 @@ def _worth_it(results: dict[str, Any], samples: int, pairs: int) -> list[str]:
 
 def _unfinished(run: Run, results: dict[str, Any]) -> list[str]:
     """Which arms have no results yet."""
-    missing = [arm for arm in run.meta.get("arms") or [] if arm not in results]
+    arms = run.meta.get("arms")
+    missing = [arm for arm in arms if isinstance(arm, str) and arm not in results] if isinstance(arms, list) else []
     return [f"No results yet from {', '.join(missing)}: the run is {run.status}."] if missing else []
 
 

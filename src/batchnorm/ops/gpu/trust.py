@@ -23,7 +23,7 @@ _MOVED = ("running_mean", "running_var", "batches")
 _COMPARED = 4  # channels
 # Of what is compared, relative to its largest value: some units in the last place, of which float32 has 24 bits.
 _TOLERANCE = {torch.float64: 2.0**-40, torch.float32: 2.0**-16, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
-# relu, relu6, leaky_relu, elu, hardswish: where z is a rounding error from a kink, two right answers differ by about dy.
+# relu, relu6, leaky_relu, elu, hardswish: where z is a rounding error from a kink, two right answers may differ by dy.
 _KINKED, _AT_KINKS, _SUMMED_AT_KINKS = (1, 2, 3, 4, 8), 1e-5, 64
 _trusted: set[tuple[Any, ...]] = set()
 
