@@ -13,15 +13,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..runs.schema import RUN
 from ..tools.freeze import freeze
-from ..watch import Recorder, watch
 from .recalibration import Recalibrator
+from .recording import Recording
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -38,7 +36,7 @@ else:
             ) from None
 
 
-class Watch(Callback):
+class Watch(Recording, Callback):
     """Records the training with `batchnorm.watch`, from the first step of a fit to its end.
 
     A step is one optimizer.step(): of the one optimizer, or of any of several. On several ranks the first records.
@@ -54,8 +52,8 @@ class Watch(Callback):
     """
 
     def __init__(self, log_dir: Any = None, *, log: bool = False, **options: Any) -> None:
-        self._log_dir, self._log, self._options = log_dir, log, options
-        self.recorder: Recorder | None = None
+        super().__init__(log_dir, options)
+        self._log = log
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the run, when optimizers and parameters are what is trained."""
@@ -66,10 +64,8 @@ class Watch(Callback):
                 logger.log_metrics(numbers, step=int(step))
 
         options = {"on_step": to_loggers} if self._log else {}
-        if trainer.global_step and self._log_dir is not None and (Path(self._log_dir) / RUN).exists():
-            options["resume_step"] = trainer.global_step  # the fit goes on from a checkpoint
         optimizer = trainer.optimizers[0] if len(trainer.optimizers) == 1 else None
-        self.recorder = watch(pl_module, self._log_dir, optimizer=optimizer, **{**options, **self._options})
+        self._begin(pl_module, optimizer, trainer.global_step, **options)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """End the run."""
@@ -80,14 +76,8 @@ class Watch(Callback):
         self._close("interrupted" if isinstance(exception, KeyboardInterrupt) else "failed")
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Put what was recorded on disk before the checkpoint: a resumed run then has no gap."""
-        if self.recorder:
-            self.recorder.flush()
-
-    def _close(self, status: str) -> None:
-        recorder, self.recorder = self.recorder, None
-        if recorder:
-            recorder.close(status)
+        """Put what was recorded on disk."""
+        self._flush()
 
 
 class Freeze(Callback):

@@ -8,15 +8,13 @@ Trainer(..., callbacks=[Watch("runs/mine"), Recalibrate(batches=100)])
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..runs.schema import RUN
 from ..tools.freeze import freeze
-from ..watch import Recorder, watch
 from .recalibration import Recalibrator
+from .recording import Recording
 
 try:
     from transformers import TrainerCallback
@@ -26,7 +24,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 
-class Watch(TrainerCallback):
+class Watch(Recording, TrainerCallback):
     """Records the training with `batchnorm.watch`, from the first step to the last.
 
     On several ranks the first records. A training that goes on from a checkpoint goes on with the run in log_dir, if
@@ -42,18 +40,12 @@ class Watch(TrainerCallback):
     """
 
     def __init__(self, log_dir: Any = None, **options: Any) -> None:
-        self._log_dir, self._options = log_dir, options
-        self.recorder: Recorder | None = None
+        super().__init__(log_dir, options)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin the run."""
         self._close("interrupted")
-        options = {}
-        if state.global_step and self._log_dir is not None and (Path(self._log_dir) / RUN).exists():
-            options["resume_step"] = state.global_step
-        self.recorder = watch(
-            kwargs["model"], self._log_dir, optimizer=kwargs["optimizer"], **{**options, **self._options}
-        )
+        self._begin(kwargs["model"], kwargs["optimizer"], state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Keep what the trainer logs (loss, learning rate, metrics) with the run."""
@@ -63,18 +55,12 @@ class Watch(TrainerCallback):
             self.recorder.log(**numbers)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put what was recorded on disk: a training that goes on from the checkpoint then has no gap."""
-        if self.recorder:
-            self.recorder.flush()
+        """Put what was recorded on disk."""
+        self._flush()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the run."""
         self._close("finished")
-
-    def _close(self, status: str) -> None:
-        recorder, self.recorder = self.recorder, None
-        if recorder:
-            recorder.close(status)
 
 
 class Freeze(TrainerCallback):
