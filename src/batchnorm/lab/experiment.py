@@ -18,7 +18,7 @@ from .. import __version__
 from ..runs import Run, open_run
 from ..runs.files import write_atomically
 from ..runs.lock import Lock
-from ..runs.schema import FORMAT, RUN
+from ..runs.schema import FORMAT, RESULTS, RUN
 from ..view.facts import plain
 from .batches import Batches
 from .data import Data, load
@@ -28,7 +28,6 @@ from .parallel import ranks
 from .settings import Settings
 from .training import CHECKPOINT_SECONDS, Tick, Training
 
-RESULTS = "results.json"
 # Below so many numbers in a batch's largest activation one thread computes: two would gain little, and on a busy
 # machine, where each waits for the other at every operation, made a step of the default network 50 times slower.
 _FEW_ACTIVATIONS = 1 << 22

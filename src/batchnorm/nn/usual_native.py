@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..activations import Activation
 from ..ops import native
-from ..ops.cpu import DTYPES
 from ..ops.plain import Operands, Settings
+from ..ops.schema import DTYPES
 from .options import Options
 from .recompute import recomputing
 

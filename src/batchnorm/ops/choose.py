@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from . import cpu, gpu, kernels, native, native_sync, plain
 from .native import is_wrapped
 from .plain import Operands, Settings
+from .schema import DTYPES
 
 _TRANSFORMED = "a transform of torch.func, forward mode or torch.jit.trace is at work"
 _OURS = "there is a kernel of ours"
@@ -44,7 +45,7 @@ def why_not_cpu(x: Tensor) -> str | None:
         return f"the input is on {x.device}"
     if x.layout is not torch.strided:
         return f"the input's layout is {x.layout}"
-    if x.dtype not in cpu.DTYPES:
+    if x.dtype not in DTYPES:
         return f"the input's dtype is {x.dtype}"
     return f"{type(x).__name__} sees to torch's operators itself" if is_wrapped(x) else None
 
@@ -58,7 +59,7 @@ def why_not_gpu(x: Tensor, virtual_batch: int = 0) -> str | None:
         return off
     if x.layout is not torch.strided:
         return f"the input's layout is {x.layout}"
-    if x.dtype not in cpu.DTYPES:
+    if x.dtype not in DTYPES:
         return f"the input's dtype is {x.dtype}"
     if virtual_batch:
         return "the kernels have no virtual batches"
@@ -154,8 +155,8 @@ def backends(
     else:
         reasons = _reasons(operands, settings, training, renormalized, over_ranks)
     return [
-        Backend("cpu", "the CPU, every option", cpu.DTYPES, bits, cpu.COMPILED, cpu_off or reasons[0]),
-        Backend("gpu", "NVIDIA and AMD GPUs, all but virtual batches", cpu.DTYPES, None, gpu_off is None, reasons[1]),
+        Backend("cpu", "the CPU, every option", DTYPES, bits, cpu.COMPILED, cpu_off or reasons[0]),
+        Backend("gpu", "NVIDIA and AMD GPUs, all but virtual batches", DTYPES, None, gpu_off is None, reasons[1]),
         Backend("native", "other devices, the options that torch.nn has", None, None, True, reasons[2]),
         Backend("plain", "everything else: any option anywhere, torch.func", None, None, True, reasons[3]),
     ]

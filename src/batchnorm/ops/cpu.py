@@ -9,8 +9,6 @@ import torch
 
 from . import schema  # noqa: F401  (what is implemented has to be defined)
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
 
 def _load() -> bool:
     package = Path(__file__).parent.parent

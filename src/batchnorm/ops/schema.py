@@ -16,7 +16,9 @@ from torch._prims_common import suggest_memory_format
 
 from .plain import virtual_batches
 
-_STATISTICS, _SUMS = 3, 2  # rows
+STATISTICS, SUMS = 3, 2  # rows
+# Of the input, where kernels of ours compute.
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # The operators take any strides, so that Inductor need not copy from NCHW to NHWC and back around each of them. The tag
 # is younger than the oldest torch that runs: without it the copies are there, and nothing else changes.
@@ -50,7 +52,7 @@ def forward(
     mask: Any = None, virtual_batch: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Measure x and normalize it: y = act((x - mean) * rstd * weight + bias + residual), 0 where the mask is False."""
-    return _like(x), _rows(x, _STATISTICS, virtual_batch)
+    return _like(x), _rows(x, STATISTICS, virtual_batch)
 
 
 @_operator(
@@ -60,7 +62,7 @@ def forward(
 )
 def forward_(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     """`forward`, the running statistics moved as by `update_running_`, and `batches` counted: a whole training call."""
-    return _like(x), _rows(x, _STATISTICS)
+    return _like(x), _rows(x, STATISTICS)
 
 
 @_operator(
@@ -73,13 +75,13 @@ def infer(
     slope: float = 0.0, residual: Any = None, mask: Any = None, keep: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """y by the running statistics; `keep`: returns what they were, too, as statistics."""
-    return _like(x), _rows(x, _STATISTICS) if keep else None
+    return _like(x), _rows(x, STATISTICS) if keep else None
 
 
 @_operator("measure(Tensor x, Tensor? mask=None, int virtual_batch=0) -> Tensor statistics")
 def measure(x: Tensor, mask: Any = None, virtual_batch: int = 0) -> Tensor:
     """The statistics of x."""
-    return _rows(x, _STATISTICS, virtual_batch)
+    return _rows(x, STATISTICS, virtual_batch)
 
 
 @_operator(
@@ -100,7 +102,7 @@ def reduce(
     residual: Any = None, y: Any = None, mask: Any = None, virtual_batch: int = 0,
 ) -> Tensor:  # fmt: skip
     """sum(dz) and sum(dz * xhat) of every channel, where dz = dy * act'(z): (2, C) or (2, G, C)."""
-    return _rows(x, _SUMS, virtual_batch)
+    return _rows(x, SUMS, virtual_batch)
 
 
 @_operator(

@@ -11,9 +11,9 @@ Nothing here imports Triton before a kernel is launched.
 """
 
 from ..schema import library
-from .available import is_proved, why_not, why_off
+from .available import why_not, why_off
 from .implementation import by_kernels, register
 
 register(library)
 
-__all__ = ["by_kernels", "is_proved", "why_not", "why_off"]
+__all__ = ["by_kernels", "why_not", "why_off"]

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from ..schema import DTYPES, STATISTICS, SUMS
+
 _LIKE = ("residual", "dy", "y")
 _VECTORS = ("weight", "bias", "running_mean", "running_var")
-_ROWS = {"statistics": 3, "sums": 2}
+_ROWS = {"statistics": STATISTICS, "sums": SUMS}
 _ACTIVATIONS = 11
 
 

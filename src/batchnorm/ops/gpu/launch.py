@@ -14,7 +14,7 @@ from .cut import WARPS, Cut, ceil, cut
 from .layout import like, view_of
 
 _COMPUTED = {torch.float64: (torch.float64, tl.float64)}
-_CONSTANTS = 7  # rows; see values.py
+_CONSTANTS = 6  # rows; see values.py
 _MERGED_AT_ONCE = 1024  # values of a tile that merges
 # What is launched is typed as what Triton's compiler is passed, not as what a launch is.
 _sums: Any = sums.sums
@@ -26,10 +26,11 @@ _OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
 class Walk:
     """One call's x, and what of the call lies like it: all the launches of that call walk them alike."""
 
-    def __init__(self, x: Tensor, act: int, slope: float, residual: Any = None, mask: Any = None) -> None:
-        self.shape = x
+    def __init__(
+        self, x: Tensor, act: int, slope: float, residual: Any = None, mask: Any = None, dy: Any = None, y: Any = None
+    ) -> None:
         self.view, self.x = view_of(x)
-        self.residual = None if residual is None else like(residual, x)
+        self.residual, self.dy, self.y = like(residual, x), like(dy, x), like(y, x)
         self.mask = None if mask is None else mask.contiguous().view(torch.uint8)
         self.count_of = None if mask is None else mask.sum(dtype=torch.float64)
         self.act, self.slope = act, slope
@@ -58,34 +59,33 @@ class Walk:
 
     def normalize(self, y: Tensor) -> None:
         """Write y, by the constants."""
-        self._maps(None, y, None, None, measured=False, gradients=False)
+        self._maps(y, None, None, measured=False, gradients=False)
 
-    def reduce(self, dy: Tensor, y: Any, statistics: Tensor, eps: float, sums: Any, dweight: Any, dbias: Any) -> None:
+    def reduce(self, statistics: Tensor, eps: float, sums: Any, dweight: Any, dbias: Any) -> None:
         """Write the sums, or the parameters' gradients, and the constants that dx needs."""
-        partials, _ = self._sums(None, like(dy, self.shape), None if y is None else like(y, self.shape))
+        partials, _ = self._sums(None, gradients=True)
         channels, inner, parts, tiles = self._merged()
         _merge.gradients[(ceil(channels, tiles[1]),)](
             partials, statistics, sums, dweight, dbias, self.constants, eps, channels, inner, parts,
             BLOCK_PARTS=tiles[0], BLOCK_CHANNELS=tiles[1], **_OPTIONS,
         )  # fmt: skip
 
-    def apply(self, dy: Tensor, y: Any, dx: Any, dresidual: Any, measured: bool) -> None:
+    def apply(self, dx: Any, dresidual: Any, measured: bool) -> None:
         """Write dx and dresidual, those that are given, by the constants."""
-        y = None if y is None else like(y, self.shape)
-        self._maps(like(dy, self.shape), y, dx, dresidual, measured=measured, gradients=True)
+        self._maps(self.y, dx, dresidual, measured=measured, gradients=True)
 
-    def _sums(self, shifts: Tensor | None, dy: Tensor | None = None, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _sums(self, shifts: Tensor | None, gradients: bool = False) -> tuple[Tensor, Tensor]:
         """The partial sums, and the shifts."""
         view, cut_, given = self.view, self._cut(sums=True), shifts is not None
         partials = self.x.new_empty((2, cut_.partials * view.channels), dtype=self.dtype)
         if shifts is None:
             shifts = self.x.new_empty((view.channels,), dtype=torch.float64)
         _sums[(cut_.programs,)](
-            self.x, dy, self.residual, y, self.mask, self.constants, shifts, partials, self.slope,
+            self.x, self.dy, self.residual, self.y, self.mask, self.constants, shifts, partials, self.slope,
             cut_.view.rows, cut_.view.columns // cut_.align, view.inner, view.channels, view.positions, cut_.tiles,
             cut_.parts_of_columns, cut_.rows_per_part, cut_.columns_per_part,
             *_strides(cut_), view.x_row, view.x_channel,
-            GRADIENTS=dy is not None, GIVEN=given, **self._constexprs(cut_, dy is not None),
+            GRADIENTS=gradients, GIVEN=given, **self._constexprs(cut_, gradients),
         )  # fmt: skip
         return partials, shifts
 
@@ -101,10 +101,10 @@ class Walk:
             UNBIASED=unbiased, SKIP=skip_nonfinite, BLOCK_PARTS=tiles[0], BLOCK_CHANNELS=tiles[1], **_OPTIONS,
         )  # fmt: skip
 
-    def _maps(self, dy: Any, y: Any, dx: Any, dresidual: Any, measured: bool, gradients: bool) -> None:
+    def _maps(self, y: Any, dx: Any, dresidual: Any, measured: bool, gradients: bool) -> None:
         cut_ = self._cut(sums=False)
         _maps[(cut_.programs,)](
-            self.x, dy, self.residual, y, self.mask, self.constants, dx, dresidual, self.slope,
+            self.x, self.dy, self.residual, y, self.mask, self.constants, dx, dresidual, self.slope,
             cut_.view.rows, cut_.view.columns // cut_.align, self.view.inner, self.view.channels, cut_.tiles,
             cut_.parts_of_columns, cut_.rows_per_part, cut_.columns_per_part, *_strides(cut_),
             GRADIENTS=gradients, MEASURED=measured, **self._constexprs(cut_, True),

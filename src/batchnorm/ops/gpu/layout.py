@@ -92,9 +92,9 @@ def _seen(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[View, torch
     return view, memory_format, own is None
 
 
-def like(tensor: Tensor, x: Tensor) -> Tensor:
+def like(tensor: Tensor | None, x: Tensor) -> Tensor | None:
     """Another operand of x's shape, dense as what is written: copied if it lies otherwise, as an expanded gradient."""
-    return tensor.contiguous(memory_format=format_of(x))
+    return None if tensor is None else tensor.contiguous(memory_format=format_of(x))
 
 
 def _channels_last(memory_format: torch.memory_format) -> bool:

@@ -10,7 +10,7 @@ tracked      statistics given -> running statistics moved
 import triton
 import triton.language as tl
 
-from .values import BIAS, MEAN_DZ, MEAN_HIGH, MEAN_LOW, RSTD, SCALE, SLOPE_DZ
+from .values import BIAS, MEAN_DZ, MEAN_HIGH, MEAN_LOW, SCALE, SLOPE_DZ
 
 
 @triton.jit
@@ -27,11 +27,27 @@ def _added(partials, c, there, channels, inner, count, BLOCK_PARTS: tl.constexpr
 
 
 @triton.jit
+def _both_added(partials, c, there, channels, inner, count, BLOCK_PARTS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
+    """The same of the first sums and of the second, which follow them."""
+    second = partials + tl.cast(count, tl.int64) * channels
+    return (
+        _added(partials, c, there, channels, inner, count, BLOCK_PARTS, BLOCK_CHANNELS),
+        _added(second, c, there, channels, inner, count, BLOCK_PARTS, BLOCK_CHANNELS),
+    )
+
+
+@triton.jit
+def _rstd(count, m2, eps):
+    """1 / sqrt(variance + eps): the same bits in forward and backward."""
+    return 1.0 / tl.sqrt(m2 / tl.where(count < 1, 1.0, count) + eps)
+
+
+@triton.jit
 def _write_constants(constants, c, there, channels, count, mean, m2, weight, bias, eps):
-    """The rows up to rstd; returns that."""
+    """The rows that every map reads; returns rstd."""
     to = constants + c
     dtype = constants.dtype.element_ty
-    rstd = 1.0 / tl.sqrt(m2 / tl.where(count < 1, 1.0, count) + eps)
+    rstd = _rstd(count, m2, eps)
     high = mean.to(dtype)
     low = tl.where(high == mean, 0.0, (mean - high.to(tl.float64)).to(dtype))  # inf - inf is NaN
     scale = rstd
@@ -40,7 +56,6 @@ def _write_constants(constants, c, there, channels, count, mean, m2, weight, bia
     tl.store(to + MEAN_HIGH * channels, high, there)
     tl.store(to + MEAN_LOW * channels, low, there)
     tl.store(to + SCALE * channels, scale.to(dtype), there)
-    tl.store(to + RSTD * channels, rstd.to(dtype), there)
     if bias is not None:
         tl.store(to + BIAS * channels, tl.load(bias + c, there, 0.0).to(dtype), there)
     else:
@@ -96,9 +111,7 @@ def moments(
     """`count_of` is where a mask's count is; else `samples` is it."""
     c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     there = c < channels
-    first = _added(partials, c, there, channels, inner, parts, BLOCK_PARTS, BLOCK_CHANNELS)
-    second = partials + (tl.cast(parts, tl.int64) * channels)
-    second = _added(second, c, there, channels, inner, parts, BLOCK_PARTS, BLOCK_CHANNELS)
+    first, second = _both_added(partials, c, there, channels, inner, parts, BLOCK_PARTS, BLOCK_CHANNELS)
     count = tl.zeros_like(first) + (tl.load(count_of) if count_of is not None else samples)
     beside = first / tl.where(count < 1, 1.0, count)
     mean = tl.load(shifts + c, there, 0.0).to(tl.float64) + beside
@@ -152,12 +165,10 @@ def gradients(
     """The second sum is of dz * (x - mean), and times rstd that of dz * xhat."""
     c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     there = c < channels
-    sum_dz = _added(partials, c, there, channels, inner, parts, BLOCK_PARTS, BLOCK_CHANNELS)
-    along = partials + (tl.cast(parts, tl.int64) * channels)
-    along = _added(along, c, there, channels, inner, parts, BLOCK_PARTS, BLOCK_CHANNELS)
+    sum_dz, along = _both_added(partials, c, there, channels, inner, parts, BLOCK_PARTS, BLOCK_CHANNELS)
     count = tl.load(statistics + c, there, 0.0)
     m2 = tl.load(statistics + 2 * channels + c, there, 0.0)
-    rstd = 1.0 / tl.sqrt(m2 / tl.where(count < 1, 1.0, count) + eps)
+    rstd = _rstd(count, m2, eps)
     sum_dz_xhat = along * rstd
     if sums is not None:
         tl.store(sums + c, sum_dz, there)

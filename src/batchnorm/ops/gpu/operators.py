@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..schema import STATISTICS, SUMS
 from .launch import Walk, on, track
 from .layout import format_of
-
-_STATISTICS, _SUMS = 3, 2  # rows
 
 
 def forward(
@@ -27,7 +26,7 @@ def forward_(
     skip_nonfinite: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The same, the running statistics moved, and the batch counted."""
-    y, statistics = _like(x), _rows(x, _STATISTICS)
+    y, statistics = _like(x), _rows(x, STATISTICS)
     with on(x):
         walk = Walk(x, act, slope, residual, mask)
         moved = (running_mean, running_var, batches, momentum, unbiased, skip_nonfinite)
@@ -41,7 +40,7 @@ def infer(
     slope: float = 0.0, residual: Any = None, mask: Any = None, keep: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """y by the running statistics."""
-    y, statistics = _like(x), _rows(x, _STATISTICS) if keep else None
+    y, statistics = _like(x), _rows(x, STATISTICS) if keep else None
     with on(x):
         walk = Walk(x, act, slope, residual, mask)
         walk.use(statistics, eps, weight, bias, running=(running_mean, running_var))
@@ -51,7 +50,7 @@ def infer(
 
 def measure(x: Tensor, mask: Any = None) -> Tensor:
     """The statistics of x."""
-    statistics = _rows(x, _STATISTICS)
+    statistics = _rows(x, STATISTICS)
     with on(x):
         Walk(x, 0, 0.0, None, mask).measure(statistics, 1.0, None, None)
     return statistics
@@ -75,11 +74,11 @@ def reduce(
     residual: Any = None, y: Any = None, mask: Any = None,
 ) -> Tensor:  # fmt: skip
     """sum(dz) and sum(dz * xhat) of every channel."""
-    sums = _rows(x, _SUMS)
+    sums = _rows(x, SUMS)
     with on(x):
-        walk = Walk(x, act, slope, residual, mask)
+        walk = Walk(x, act, slope, residual, mask, dy, y)
         walk.use(statistics, eps, weight, bias)
-        walk.reduce(dy, y, statistics, eps, sums, None, None)
+        walk.reduce(statistics, eps, sums, None, None)
     return sums
 
 
@@ -92,9 +91,9 @@ def apply(
     dx, dresidual = _like(x) if need_dx else None, _like(x) if need_dresidual else None
     if need_dx or need_dresidual:
         with on(x):
-            walk = Walk(x, act, slope, residual, mask)
+            walk = Walk(x, act, slope, residual, mask, dy, y)
             walk.use(statistics, eps, weight, bias, sums)
-            walk.apply(dy, y, dx, dresidual, measured=sums is not None)
+            walk.apply(dx, dresidual, measured=sums is not None)
     return dx, dresidual
 
 
@@ -107,12 +106,12 @@ def backward(
     dx, dresidual = _like(x) if need_dx else None, _like(x) if need_dresidual else None
     dweight, dbias = _gradient_of(weight), _gradient_of(bias)
     with on(x):
-        walk = Walk(x, act, slope, residual, mask)
+        walk = Walk(x, act, slope, residual, mask, dy, y)
         walk.use(statistics, eps, weight, bias)
         if weight is not None or bias is not None or (measured and need_dx):
-            walk.reduce(dy, y, statistics, eps, None, dweight, dbias)
+            walk.reduce(statistics, eps, None, dweight, dbias)
         if need_dx or need_dresidual:
-            walk.apply(dy, y, dx, dresidual, measured)
+            walk.apply(dx, dresidual, measured)
     return dx, dresidual, dweight, dbias
 
 

@@ -6,14 +6,13 @@ import triton.language as tl
 
 from .activations import NONE, through, through_output
 
-# The rows of a call's constants, (7, C), that merge.py writes.
+# The rows of a call's constants, (6, C), that merge.py writes.
 MEAN_HIGH = tl.constexpr(0)
 MEAN_LOW = tl.constexpr(1)
 SCALE = tl.constexpr(2)  # rstd * weight
 BIAS = tl.constexpr(3)
-RSTD = tl.constexpr(4)
-MEAN_DZ = tl.constexpr(5)
-SLOPE_DZ = tl.constexpr(6)  # mean(dz * xhat) * rstd
+MEAN_DZ = tl.constexpr(4)
+SLOPE_DZ = tl.constexpr(5)  # mean(dz * xhat) * rstd
 
 
 @triton.jit
