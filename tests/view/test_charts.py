@@ -68,7 +68,7 @@ def test_every_chart_is_valid_vega_lite(run_path, experiment_path):
 def test_the_main_chart_carries_the_numbers_of_the_channel_asked_for(run_path):
     run = open_run(run_path)
     spec = main_chart(run, "net.bn2", 1).to_dict(validate=True)
-    assert spec["title"]["text"] == "Each batch is measured. The response is learned."
+    assert spec["title"]["text"] == "Each batch is measured. Gamma and beta are learned."
     for quantity in ("batch_mean", "batch_var", "gamma", "beta", "running_var", "beta_grad"):
         shown = [row[quantity] for row in spec["datasets"]["trace"]]
         assert shown == run.vectors("net.bn2", quantity)[1][:, 1].tolist()

@@ -95,7 +95,7 @@ def test_data_is_the_runs_own_numbers(html, run_path):
 def test_the_words_of_the_first_screen(html):
     text = " ".join(Page(html).text.split())
     for words in (
-        "Each batch is measured. The response is learned.",
+        "Each batch is measured. Gamma and beta are learned.",
         "What came in: this batch’s mean ± std.",
         "Measured anew on every batch.",
         "kept for eval; averaged, not learned",

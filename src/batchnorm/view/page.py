@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 VEGA_LITE = "6.4"
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPTS = ("data.js", "charts.js", "page.js")
+SCRIPTS = ("data.js", "charts.js", "table.js", "whatif.js", "player.js", "page.js")
 
 
 def report(run_or_path: Run | str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
@@ -156,10 +156,15 @@ def first_look(selection: Selection) -> tuple[int, int]:
     """Return the step to open the page at and the probed step nearest to it; 0 if none.
 
     Three quarters of the way; where batches were probed, at the probe nearest to that, so that both panels and the
-    strips beside them show the same weights.
+    strips beside them show the same weights. Where a value was not finite, at the first step that had one.
     """
     if not len(selection.steps):
         return 0, 0
+    if selection.bad_step is not None:
+        probed = selection.probe_steps
+        return selection.bad_step, int(probed[nearest(probed, selection.bad_step)]) if len(
+            probed
+        ) else selection.bad_step
     step = int(selection.steps[(len(selection.steps) - 1) * 3 // 4])
     probed = selection.probe_steps
     if not len(probed):

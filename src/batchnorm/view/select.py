@@ -64,6 +64,7 @@ class Selection:
     layers: list[LayerView]
     first: tuple[int, int] = (0, 0)  # the layer and place among its channels to look at first
     notes: list[str] = field(default_factory=list)
+    bad_step: int | None = None  # the first shown step with a value that was not finite
 
     def trace(self, layer: int, place: int) -> list[dict[str, Any]]:
         """Return the rows of the `trace` data set of one channel (see charts.panels)."""
@@ -130,8 +131,11 @@ def select(run: Run, only: tuple[str, int] | None = None) -> Selection:
     if not len(recorded):
         probed = probed[:0]
     probe_steps = probed[thin(len(probed), MAX_PROBED)]
-    kept = set(thin(len(recorded), limit).tolist()) | {nearest(recorded, step) for step in probe_steps}
-    steps = recorded[sorted(kept)]
+    bad = _first_broken(run, recorded)
+    kept = set(thin(len(recorded), limit).tolist()) | ({bad} - {None})
+    # The step after a probed one is there as well: one click shows what one gradient did.
+    kept |= {at for step in probe_steps for at in (nearest(recorded, step), nearest(recorded, step) + 1)}
+    steps = recorded[sorted(at for at in kept if at < len(recorded))]
     rows = thin(len(run.steps), int(np.clip(BAND_VALUES // (size * 2 * len(BANDS)), 20, MAX_STEPS)))
 
     wanted = None if only is None else np.array([only[1]])
@@ -159,7 +163,28 @@ def select(run: Run, only: tuple[str, int] | None = None) -> Selection:
             f"Channels: at most {places} a layer, taken evenly from the one whose γ and β moved most to the one "
             "that moved least."
         )
-    return Selection(run, steps, probe_steps, run.steps[rows], layers, _first(layers), notes)
+    first = _first(layers) if bad is None else _first_bad(layers, int(np.searchsorted(steps, recorded[bad])))
+    return Selection(
+        run, steps, probe_steps, run.steps[rows], layers, first, notes, None if bad is None else int(recorded[bad])
+    )
+
+
+def _first_broken(run: Run, recorded: NDArray[np.int64]) -> int | None:
+    """Return which of the steps with whole vectors is the first, or comes first after it, with a value not finite."""
+    broken = [run.steps[(run.nonfinite(info.name) > 0).any(1)] for info in run.layers]
+    first = min((steps[0] for steps in broken if len(steps)), default=None)
+    if first is None or not len(recorded):
+        return None
+    return min(int(np.searchsorted(recorded, first)), len(recorded) - 1)
+
+
+def _first_bad(layers: list[LayerView], at: int) -> tuple[int, int]:
+    """Return the layer and place of the channel to look at first where a value was not finite: one that had it."""
+    for i, view in enumerate(layers):
+        for quantity, column in view.columns.items():
+            if at in view.broken.get(quantity, ()):
+                return i, int((~np.isfinite(column[at])).argmax())
+    return _first(layers)
 
 
 def _view(

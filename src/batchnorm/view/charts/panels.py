@@ -6,7 +6,8 @@ Data sets, one row a recorded step or a probe batch of one channel:
 A value that was not finite is null and leaves a gap; `broken` names those ("measured learned gradient"), and a cross
 at the foot of the panel shows them.
 Parameters that the reader moves: `step`, `batch` (0: the training batch; k: the k-th probe batch), `probe` (the
-step whose probe batches are shown).
+step whose probe batches are shown); `would_lo`, `would_mid`, `would_hi`: what would go out with another γ and β, or in eval
+(null: nothing to show).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import altair as alt
 
-HEADLINE = "Each batch is measured. The response is learned."
+HEADLINE = "Each batch is measured. Gamma and beta are learned."
 MEASURED = (
     "What came in: this batch’s mean ± std.",
     "Measured anew on every batch. Dashes: the running mean, kept for eval; averaged, not learned.",
@@ -26,6 +27,7 @@ LEARNED = (
 )
 
 STRIP = 140  # px: the strip of probe batches beside each panel
+WOULD = ("would_lo", "would_mid", "would_hi")
 
 
 def parameters(step: int, probe: int) -> tuple[alt.Parameter, ...]:
@@ -34,6 +36,7 @@ def parameters(step: int, probe: int) -> tuple[alt.Parameter, ...]:
         alt.param(name="step", value=step),
         alt.param(name="batch", value=0),
         alt.param(name="probe", value=probe),
+        *(alt.param(name=name, value=None) for name in WOULD),
     )
 
 
@@ -107,7 +110,32 @@ def _panel(role: str, trace: alt.Data, probes: alt.Data | None, width: int, heig
     for now in chosen:
         layers.append(now.mark_rule(style=f"{role}-reach").encode(y="lo:Q", y2="hi:Q"))
         layers.append(now.mark_point(style=f"{role}-now").encode(y=f"{centre}:Q"))
+    if not measured:
+        layers += [*_pushes(base), *_would()]
     return alt.layer(*layers).properties(width=width, height=height)
+
+
+def _pushes(base: alt.Chart) -> list[alt.Chart]:
+    """Return arrows at the chosen step: where -gradient pushes β (at the middle) and |γ| (at the upper end)."""
+    sign = "(datum.gamma < 0 ? -1 : 1)"
+    ends = {"beta": ("beta:Q", "datum.beta_grad"), "gamma": ("hi:Q", f"datum.gamma_grad * {sign}")}
+    arrows = []
+    for quantity, (end, slope) in ends.items():
+        at = base.transform_filter(f"datum.step === step && batch === 0 && isValid(datum.{quantity}_grad)")
+        at = at.transform_calculate(push=f"{slope} < 0 ? '↑' : {slope} > 0 ? '↓' : ''")
+        tooltip = [alt.Tooltip("step:Q"), alt.Tooltip(f"{quantity}_grad:Q", format=".4g")]
+        arrows.append(at.mark_text(style="push", fontSize=24).encode(y=end, text="push:N", tooltip=tooltip))
+    return arrows
+
+
+def _would() -> list[alt.Chart]:
+    """Return the bar of what would go out, dashed beside the chosen step, where there is one to show."""
+    base = alt.Chart(alt.Data(values=[{}])).transform_calculate(**{end[6:]: end for end in WOULD})
+    base = base.transform_filter("isValid(datum.mid)").encode(x=alt.XDatum(alt.expr("step"), type="quantitative"))
+    return [
+        base.mark_rule(style="would-reach", xOffset=-9).encode(y="lo:Q", y2="hi:Q"),
+        base.mark_point(style="would-now", xOffset=-9).encode(y="mid:Q"),
+    ]
 
 
 def _strip(role: str, probes: alt.Data, height: int) -> alt.LayerChart:
@@ -139,12 +167,12 @@ def _with_strip(role: str, trace: alt.Data, probes: alt.Data | None, width: int,
     return alt.hconcat(*parts, spacing=16).resolve_scale(y="shared")
 
 
-def measured(trace: alt.Data, probes: alt.Data | None = None, *, width: int = 560, height: int = 250) -> Any:
+def measured(trace: alt.Data, probes: alt.Data | None = None, *, width: int = 560, height: int = 222) -> Any:
     """Return the measured panel: this batch's mean ± std, dot by dot, and the running mean in dashes."""
     return _with_strip("measured", trace, probes, width, height)
 
 
-def learned(trace: alt.Data, probes: alt.Data | None = None, *, width: int = 560, height: int = 250) -> Any:
+def learned(trace: alt.Data, probes: alt.Data | None = None, *, width: int = 560, height: int = 222) -> Any:
     """Return the learned panel: β ± |γ|, which starts at 0 ± 1 and moves by its gradient."""
     return _with_strip("learned", trace, probes, width, height)
 

@@ -66,6 +66,9 @@ def config(palette: Palette) -> dict[str, Any]:
         "over": {"color": palette.text, "dy": -20, "fontWeight": "bold", "fontSize": 12},
         "strip": {"fill": palette.muted, "font": FONT, "fontSize": 11, "fontWeight": "normal"},
         "chance": {"strokeWidth": 6, "opacity": 0.3},
+        "push": {"color": palette.gradient, "fontWeight": "bold", "dx": 12, "baseline": "middle"},
+        "would-reach": {"color": palette.text, "strokeWidth": 2, "strokeDash": [4, 3]},
+        "would-now": {"color": palette.text, "filled": False, "opacity": 1, "size": 70},
         "broken": {"color": palette.text, "strokeWidth": 1.5, "shape": "cross", "size": 40},
     }
     for role in ("measured", "learned", "gradient"):

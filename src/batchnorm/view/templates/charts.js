@@ -5,7 +5,7 @@ const views = new Map(); // name of a chart -> its Vega view
 const seen = new Set(); // the charts in view, or nearly: the others are moved when they come into view
 const STRIP = 140, AXIS = 66, GAP = 16; // px: see charts/panels.py
 
-const dark = matchMedia("(prefers-color-scheme: dark)");
+const dark = matchMedia("(prefers-color-scheme: dark)"), paper = matchMedia("print");
 
 function sources(spec, found = new Set()) {
   if (spec && typeof spec === "object") {
@@ -35,6 +35,8 @@ async function draw(name) {
     config: run.config[dark.matches ? "dark" : "light"], tooltip: { disableDefaultStyle: true },
   });
   if (old) old.finalize();
+  document.body.classList.toggle("drawn-dark", dark.matches); // for paper, which is white
+  element.querySelector("svg").setAttribute("aria-hidden", "true"); // the element's own label says what is drawn
   view.used = used;
   view.moves = (spec.params || []).map((parameter) => parameter.name);
   views.set(name, view);
@@ -56,15 +58,17 @@ const signals = () => ({
   step: run.steps[state.at] ?? null,
   batch: state.batch,
   probe: run.probe_steps.length ? run.probe_steps[probe()] : -1,
+  ...would(),
 });
 function move(view) {
   const all = signals();
   for (const name of view.moves) view.signal(name, all[name]);
   return view.runAsync();
 }
-function reload() {
+// The channel's rows are others; of a run that grew, all are.
+function reload(everything = false) {
   for (const [name, view] of views) {
-    const own = view.used.filter((source) => source === "trace" || source === "probes");
+    const own = view.used.filter((source) => everything || source === "trace" || source === "probes");
     own.forEach((source) => view.data(source, SOURCES[source]()));
     note(name);
     if (own.length) view.runAsync();
@@ -93,9 +97,9 @@ function drawAll() {
   });
 }
 addEventListener("beforeprint", drawAll);
-matchMedia("print").addEventListener("change", ({ matches }) => matches && drawAll());
+paper.addEventListener("change", ({ matches }) => matches && drawAll());
 const redraw = () => [...views.keys()].forEach(draw);
-dark.addEventListener("change", redraw);
+dark.addEventListener("change", () => paper.matches || redraw());
 let width = innerWidth, settle = 0;
 addEventListener("resize", () => {
   if (innerWidth === width) return;

@@ -1,7 +1,8 @@
 // The page's data: columns of float32 in base64 become numbers, and rows for Vega.
 
-const run = JSON.parse(document.getElementById("run-data").textContent);
-const state = { layer: run.first.layer, place: run.first.place, at: 0, batch: 0 }; // where the reader is
+let run = JSON.parse(document.getElementById("run-data").textContent);
+// Where the reader is. `mode` is the layer's: train or eval. `would` holds the gamma and beta that the reader tries out.
+const state = { layer: run.first.layer, place: run.first.place, at: 0, batch: 0, mode: "train", would: {} };
 
 const unpacked = new Map();
 function unpack(text) {
