@@ -1,4 +1,4 @@
-"""The reader plays: the step player, train and eval, what other values of gamma and beta would do; in a real browser."""
+"""The reader plays: the step player, train and eval, what another gamma or beta would do; in a real browser."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def select(run: Run, only: tuple[str, int] | None = None) -> Selection:
         probed = probed[:0]
     probe_steps = probed[thin(len(probed), MAX_PROBED)]
     bad = _first_broken(run, recorded)
-    kept = set(thin(len(recorded), limit).tolist()) | ({bad} - {None})
+    kept = {*thin(len(recorded), limit).tolist(), *([] if bad is None else [bad])}
     # The step after a probed one is there as well: one click shows what one gradient did.
     kept |= {at for step in probe_steps for at in (nearest(recorded, step), nearest(recorded, step) + 1)}
     steps = recorded[sorted(at for at in kept if at < len(recorded))]

@@ -6,8 +6,8 @@ Data sets, one row a recorded step or a probe batch of one channel:
 A value that was not finite is null and leaves a gap; `broken` names those ("measured learned gradient"), and a cross
 at the foot of the panel shows them.
 Parameters that the reader moves: `step`, `batch` (0: the training batch; k: the k-th probe batch), `probe` (the
-step whose probe batches are shown); `would_lo`, `would_mid`, `would_hi`: what would go out with another γ and β, or in eval
-(null: nothing to show).
+step whose probe batches are shown); `would_lo`, `would_mid`, `would_hi`: what would go out with another γ and β,
+or in eval (null: nothing to show).
 """
 
 from __future__ import annotations
