@@ -11,21 +11,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..runs.files import write_atomically
-from .facts import alert_lines, arm_results, damage_lines, extent, plain, plural, spoken, test_samples
+from .facts import BELOW, NEAR_ZERO, alert_lines, arm_results, damage_lines, extent, plain, plural, spoken, test_samples
 from .judgement import Judgement, health
-from .select import BANDS, Selection, nearest, select
+from .sections import below
+from .select import BANDS, Selection, nearest, pack, select
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ..runs.reader import Run
 
 VEGA_LITE = "6.4"
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPTS = ("data.js", "charts.js", "findings.js", "page.js")
+SCRIPTS = ("data.js", "charts.js", "findings.js", "logged.js", "strip.js", "page.js")
 
 
 def report(run: Run, out: str | os.PathLike[str] | None = None, judgement: Judgement | None = None) -> Path:
@@ -78,7 +75,8 @@ def render(run: Run, judgement: Judgement | None = None) -> str:
         from . import charts
 
         selection = select(run)
-        specs = chart_specs(run, selection)
+        sections = below(run, selection, first_look(selection)[0])
+        specs = chart_specs(run, selection) | sections.specs()
         environment = _environment()
         style = environment.get_template("page.css").render(
             palettes={"light": charts.LIGHT, "dark": charts.DARK}, font=charts.FONT
@@ -102,9 +100,12 @@ def render(run: Run, judgement: Judgement | None = None) -> str:
         policy=policy,
         style=style,
         scripts=scripts,
-        data=payload(run, selection) | {"specs": specs},
+        data=payload(run, selection) | sections.payload() | {"specs": specs},
         health=health(run, judgement),
         judgement=judgement,
+        below=sections,
+        NEAR_ZERO=NEAR_ZERO,
+        BELOW=BELOW,
         places={info.name: i for i, info in enumerate(selection.run.layers)},
         MANY=100,
         alerts=alert_lines(run),
@@ -230,11 +231,6 @@ def _with_chance(accuracy: float | None, samples: int) -> dict[str, float | None
         away = STANDARD_ERRORS * (accuracy * (1 - accuracy) / samples) ** 0.5
         lo, hi = max(0.0, accuracy - away), min(1.0, accuracy + away)
     return {"test_accuracy": accuracy, "lo": lo, "hi": hi}
-
-
-def pack(values: NDArray[np.float32]) -> str:
-    """Return float32 numbers, little-endian and row by row, in base64."""
-    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
 def _words(run: Run) -> list[str]:

@@ -65,6 +65,9 @@ def config(palette: Palette) -> dict[str, Any]:
         "pairs": {"color": palette.text, "opacity": 0.7, "thickness": 1.2},
         "over": {"color": palette.text, "dy": -20, "fontWeight": "bold", "fontSize": 12},
         "strip": {"fill": palette.muted, "font": FONT, "fontSize": 11, "fontWeight": "normal"},
+        "logged-line": {"color": palette.text, "strokeWidth": 1.5},
+        "dead-zone": {"color": palette.muted, "opacity": 0.25},
+        "channel": {"color": palette.learned, "filled": False, "strokeWidth": 1.6},
         "chance": {"strokeWidth": 6, "opacity": 0.3},
         "broken": {"color": palette.text, "strokeWidth": 1.5, "shape": "cross", "size": 40},
     }

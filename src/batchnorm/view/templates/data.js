@@ -3,6 +3,8 @@
 const run = JSON.parse(document.getElementById("run-data").textContent);
 const state = { layer: run.first.layer, place: run.first.place, at: 0, batch: 0 }; // where the reader is
 
+const followers = []; // what else is to be done when the reader moves
+
 const unpacked = new Map();
 function unpack(text) {
   if (!unpacked.has(text)) {

@@ -90,6 +90,7 @@ function show() {
   table();
   cancelAnimationFrame(asked);
   asked = requestAnimationFrame(() => views.forEach((view, name) => seen.has(name) && move(view)));
+  followers.forEach((follow) => follow());
   const { layer, place, at, batch } = state;
   const where = new URLSearchParams({ layer, channel: run.layers[layer].channels[place], step: run.steps[at], batch });
   history.replaceState(null, "", `#${where}`);
