@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 VEGA_LITE = "6.4"
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPTS = ("data.js", "charts.js", "findings.js", "logged.js", "strip.js", "page.js")
+SCRIPTS = ("data.js", "charts.js", "findings.js", "logged.js", "strip.js", "shares.js", "page.js")
 
 
 def report(run: Run, out: str | os.PathLike[str] | None = None, judgement: Judgement | None = None) -> Path:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .facts import BELOW, NEAR_ZERO
+from .answers import Answer, answers
+from .cubes import Cube, cubes
+from .facts import BELOW, NEAR_ZERO, plural
 from .logged import Logged, logged
+from .look import Look, look_at
 from .select import pack
 from .strip import Strips, strips
 
@@ -22,11 +25,30 @@ class Below:
     Attributes:
         logged: what the user's own training logged; `unshown` counts further names.
         strips: γ and β of all channels at a few steps.
+        look: the numbers of the channel at which the page opens; None without whole vectors.
+        answers: to what learners ask.
     """
 
     logged: list[Logged]
     unshown: int
     strips: Strips
+    look: Look | None
+    answers: list[Answer]
+
+    @property
+    def cubes(self) -> list[Cube]:
+        """The drawings of which numbers share a mean."""
+        return cubes()
+
+    @property
+    def shares_here(self) -> str:
+        """How many means the layer has at which the page opens, and over how many values each."""
+        if self.look is None:
+            return ""
+        size, count = self.look.info.channels, self.look.count
+        means = f"Layer {self.look.info.name or '(the model itself)'}: C = {size:,}, so {plural(size, 'mean')}"
+        values = f", each over N·S = {plural(count, 'value')} (step {self.look.step:,})" if count > 0 else ""
+        return f"{means}{values}."
 
     def specs(self) -> dict[str, Any]:
         """Return the charts, by the name of their place in the templates."""
@@ -70,4 +92,5 @@ def below(run: Run, selection: Selection, look: int) -> Below:
         selection: what the first screen shows of it.
         look: the step at which the page opens.
     """
-    return Below(*logged(run), strips(selection, look))
+    seen = look_at(selection, look)
+    return Below(*logged(run), strips(selection, look), seen, answers(selection.run, seen))

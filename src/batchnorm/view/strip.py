@@ -24,8 +24,8 @@ class Strip:
     """One layer at the steps of the strip.
 
     Attributes:
-        channels: (c,) which channels, ascending: all, or evenly down the ranking by |γ| at the first look's step, and those that
-            the first screen can show.
+        channels: (c,) which channels, ascending: all, or evenly down the ranking by |γ| at the first look's step, and
+            those that the first screen can show.
         gamma, beta: (S, c).
         near_zero: (S,) how many of all channels have |γ| below `NEAR_ZERO`.
         shut: (S,) how many of the others have β below -`BELOW` |γ|.

@@ -38,7 +38,7 @@ def _marks(data: alt.Data, y: alt.Y, title: str | None) -> list[alt.Chart]:
         y=y,
         tooltip=["channel:Q", *numbers, "dead:N"],
         shape=alt.Shape("dead:N", legend=None, scale=shapes),
-        opacity=alt.condition("datum.place >= 0", alt.value(1), alt.value(0.4)),
+        opacity=alt.condition("datum.place >= 0", alt.value(1), alt.value(0.55)),
         size=alt.condition("datum.chosen", alt.value(180), alt.value(40)),
     )
     return [base.transform_filter("datum.chosen").mark_rule(style="cursor"), marks]
