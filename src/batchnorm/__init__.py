@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .nn import BatchNorm3d as BatchNorm3d
     from .nn import Renorm as Renorm
     from .nn import SyncBatchNorm as SyncBatchNorm
+    from .reporting import report as report
     from .runs import open_run as open_run
     from .tools.accumulate import accumulate as accumulate
     from .tools.adapt import adapt as adapt
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from .tools.recalibrate import recalibrate as recalibrate
     from .tools.replace import convert_to as convert_to
     from .tools.update import no_update as no_update
-    from .view import report as report
     from .watch import watch as watch
 
 _HOME = {
@@ -59,6 +59,7 @@ _HOME = {
     "BatchNorm3d": ".nn",
     "Renorm": ".nn",
     "SyncBatchNorm": ".nn",
+    "report": ".reporting",
     "open_run": ".runs",
     "accumulate": ".tools.accumulate",
     "adapt": ".tools.adapt",
@@ -72,7 +73,6 @@ _HOME = {
     "recalibrate": ".tools.recalibrate",
     "convert_to": ".tools.replace",
     "no_update": ".tools.update",
-    "report": ".view",
     "watch": ".watch",
 }
 

@@ -204,8 +204,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the page of a run: one HTML file that opens offline."""
+    from .reporting import report as write_page
     from .runs import open_run
-    from .view.page import report as write_page
 
     with one_line_errors():
         if png is not None and png.suffix.lower() != ".png":

@@ -28,7 +28,7 @@ def show(findings: Findings, console: Console | None = None) -> None:
     for finding in findings:
         console.print(
             text(f"{finding.severity}: {finding.rule}", STYLES[finding.severity]),
-            text(f"in {_where(finding)}{_since(finding)}"),
+            text(", ".join(filter(None, [f"in {where(finding)}", since(finding)]))),
             soft_wrap=True,
         )
         console.print(Padding(Group(text(finding.evidence)), (0, 0, 0, 2)))
@@ -46,14 +46,16 @@ def to_text(findings: Findings) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _where(finding: Finding) -> str:
-    where = some(finding.layers) or "the model"
-    return f"{where} of {some(finding.sources)}" if finding.sources else where
+def where(finding: Finding) -> str:
+    """The layers, and the sources where there are several."""
+    layers = some(finding.layers) or "the model"
+    return f"{layers} of {some(finding.sources)}" if finding.sources else layers
 
 
-def _since(finding: Finding) -> str:
+def since(finding: Finding) -> str:
+    """The step at which it began, or those of its layers; nothing where nobody can tell."""
     steps = [each.since_step for each in finding.each or (finding,) if each.since_step is not None]
     if not steps:
         return ""
     first, last = min(steps), max(steps)
-    return f", since step {first:,}" if first == last else f", since steps {first:,} to {last:,}"
+    return f"since step {first:,}" if first == last else f"since steps {first:,} to {last:,}"

@@ -128,7 +128,7 @@ def _plan(experiment: Experiment) -> str:
 def _write_page(run: Run) -> Path | None:
     """Write report.html into the run; without what it is drawn with, say so and go on."""
     try:
-        from ..view import report
+        from ..reporting import report
 
         return Path(report(run))
     except ModuleNotFoundError:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from .._lazy import face
 
 if TYPE_CHECKING:
-    from .page import report as report
     from .picture import main_chart as main_chart
 
-_HOME = {"report": ".page", "main_chart": ".picture"}
+_HOME = {"main_chart": ".picture"}
 
 __all__ = face(__name__, _HOME)  # pyright: ignore[reportUnsupportedDunderAll]

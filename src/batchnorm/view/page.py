@@ -11,44 +11,49 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..runs.files import write_atomically
-from ..runs.reader import Run, open_run
-from .facts import alert_lines, arm_results, damage_lines, extent, health, plain, plural, spoken, test_samples
-from .select import BANDS, Selection, nearest, select
+from .facts import BELOW, NEAR_ZERO, alert_lines, arm_results, damage_lines, extent, plain, plural, spoken, test_samples
+from .judgement import Judgement, health
+from .sections import below
+from .select import BANDS, Selection, nearest, pack, select
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from ..runs.reader import Run
 
 VEGA_LITE = "6.4"
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPTS = ("data.js", "charts.js", "table.js", "whatif.js", "player.js", "page.js")
+SCRIPTS = (
+    "data.js",
+    "charts.js",
+    "table.js",
+    "whatif.js",
+    "player.js",
+    "findings.js",
+    "logged.js",
+    "strip.js",
+    "shares.js",
+    "page.js",
+)
 
 
-def report(run_or_path: Run | str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the page of a run and return where it is.
+def report(run: Run, out: str | os.PathLike[str] | None = None, judgement: Judgement | None = None) -> Path:
+    """Write the page of a run, with what was found in it, and return where it is.
 
     Args:
-        run_or_path: a run from `open_run`, or the folder of one.
+        run: a run from `open_run`.
         out: the file to write; RUN/report.html if not given. It appears whole or not at all.
-    Returns:
-        The path of the page: one HTML file that opens offline.
+        judgement: what was found in the run; None if nobody judged it.
     Raises:
-        FileNotFoundError: there is no such folder, or it holds no run.
-        ValueError: the run cannot be read.
         IsADirectoryError: `out` is a folder.
         PermissionError: the page must not be written there.
         ModuleNotFoundError: Altair or vl-convert is not installed (`pip install "batchnorm[report]"`).
     """
     require_charts()
-    if isinstance(run_or_path, (str, os.PathLike)):
-        run_or_path = open_run(run_or_path)
-    path = Path(out) if out is not None else run_or_path.path / "report.html"
+    path = Path(out) if out is not None else run.path / "report.html"
     if path.is_dir():
         cure = f"name a file: --out {path / 'report.html'}"
         raise IsADirectoryError(f"the page is one file, but {path} is a folder; {cure}")
-    content = render(run_or_path).encode()
+    content = render(run, judgement).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
@@ -74,14 +79,15 @@ def vega_bundle() -> str:
     return script.replace("</script", "<\\/script")
 
 
-def render(run: Run) -> str:
+def render(run: Run, judgement: Judgement | None = None) -> str:
     """Return the page of a run as HTML."""
     with ThreadPoolExecutor(1) as pool:
         bundle = pool.submit(vega_bundle)  # takes seconds, without Python's lock: the rest is made meanwhile
         from . import charts
 
         selection = select(run)
-        specs = chart_specs(run, selection)
+        sections = below(run, selection, first_look(selection)[0])
+        specs = chart_specs(run, selection) | sections.specs()
         environment = _environment()
         style = environment.get_template("page.css").render(
             palettes={"light": charts.LIGHT, "dark": charts.DARK}, font=charts.FONT
@@ -105,8 +111,14 @@ def render(run: Run) -> str:
         policy=policy,
         style=style,
         scripts=scripts,
-        data=payload(run, selection) | {"specs": specs},
-        health=health(run),
+        data=payload(run, selection) | sections.payload() | {"specs": specs},
+        health=health(run, judgement),
+        judgement=judgement,
+        below=sections,
+        NEAR_ZERO=NEAR_ZERO,
+        BELOW=BELOW,
+        places={info.name: i for i, info in enumerate(selection.run.layers)},
+        MANY=100,
         alerts=alert_lines(run),
         words=_words(run),
         notes=selection.notes,
@@ -235,11 +247,6 @@ def _with_chance(accuracy: float | None, samples: int) -> dict[str, float | None
         away = STANDARD_ERRORS * (accuracy * (1 - accuracy) / samples) ** 0.5
         lo, hi = max(0.0, accuracy - away), min(1.0, accuracy + away)
     return {"test_accuracy": accuracy, "lo": lo, "hi": hi}
-
-
-def pack(values: NDArray[np.float32]) -> str:
-    """Return float32 numbers, little-endian and row by row, in base64."""
-    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
 def _words(run: Run) -> list[str]:

@@ -6,6 +6,7 @@ a recorded one, never an average of several; channels are taken evenly down the 
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,11 @@ def nearest(steps: NDArray[np.int64], step: int) -> int:
 def thin(n: int, limit: int) -> NDArray[np.int64]:
     """Return at most `limit` indices of range(n), evenly spaced, the first and the last among them."""
     return np.unique(np.linspace(0, max(n - 1, 0), min(n, limit)).round().astype(np.int64))
+
+
+def pack(values: NDArray[np.float32]) -> str:
+    """Return float32 numbers, little-endian and row by row, in base64."""
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
 def select(run: Run, only: tuple[str, int] | None = None) -> Selection:

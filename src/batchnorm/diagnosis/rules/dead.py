@@ -6,13 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ...view.facts import BELOW, NEAR_ZERO
 from ..finding import Finding
 from ..layer import Layer
 from .rule import Rule
 
-NEAR_ZERO = 1e-3  # of |gamma|, beside a new layer's 1
-# beta below so many |gamma|: of a normal distribution 0.13 % are above 3 standard deviations, and pass the ReLU.
-BELOW = 3.0
 MANY = 0.5
 
 

@@ -2,6 +2,7 @@
 
 const $ = (id) => document.getElementById(id);
 const views = new Map(); // name of a chart -> its Vega view
+const drawn = {}; // name of a chart -> what else is to be done with a new view
 const seen = new Set(); // the charts in view, or nearly: the others are moved when they come into view
 const STRIP = 140, AXIS = 66, GAP = 16; // px: see charts/panels.py
 
@@ -16,6 +17,7 @@ function sources(spec, found = new Set()) {
 }
 function sized(spec, width) {
   if (spec.hconcat) spec.hconcat[0].width = Math.max(120, width - STRIP - GAP - AXIS);
+  else if (spec.vconcat) spec.vconcat.forEach((part) => (part.width = Math.max(120, width - AXIS)));
   else if (spec.facet) {
     spec.columns = Math.max(1, Math.min(Math.floor(width / 270), run.layers.length));
     spec.spec.width = Math.floor((width - 64) / spec.columns) - 18;
@@ -40,6 +42,7 @@ async function draw(name) {
   view.used = used;
   view.moves = (spec.params || []).map((parameter) => parameter.name);
   views.set(name, view);
+  drawn[name]?.(view);
   note(name);
   // The reader may have moved on meanwhile.
   if (layer !== state.layer || place !== state.place) reload();

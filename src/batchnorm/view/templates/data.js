@@ -4,6 +4,8 @@ let run = JSON.parse(document.getElementById("run-data").textContent);
 // Where the reader is. `mode` is the layer's: train or eval. `would` holds the gamma and beta that the reader tries out.
 const state = { layer: run.first.layer, place: run.first.place, at: 0, batch: 0, mode: "train", would: {} };
 
+const followers = []; // what else is to be done when the reader moves
+
 const unpacked = new Map();
 function unpack(text) {
   if (!unpacked.has(text)) {

@@ -21,6 +21,7 @@ function show() {
   rest();
   cancelAnimationFrame(asked);
   asked = requestAnimationFrame(() => views.forEach((view, name) => seen.has(name) && move(view)));
+  followers.forEach((follow) => follow());
   if (!playing) remember();
 }
 function remember() {

@@ -1,0 +1,96 @@
+"""What the sections below the first screen show: gathered once, then handed to templates, charts and scripts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .answers import Answer, answers
+from .cubes import Cube, cubes
+from .facts import BELOW, NEAR_ZERO, plural
+from .logged import Logged, logged
+from .look import Look, look_at
+from .select import pack
+from .strip import Strips, strips
+
+if TYPE_CHECKING:
+    from ..runs.reader import Run
+    from .select import Selection
+
+
+@dataclass(frozen=True)
+class Below:
+    """What the page shows below its first screen.
+
+    Attributes:
+        logged: what the user's own training logged; `unshown` counts further names.
+        strips: γ and β of all channels at a few steps.
+        look: the numbers of the channel at which the page opens; None without whole vectors.
+        answers: to what learners ask.
+    """
+
+    logged: list[Logged]
+    unshown: int
+    strips: Strips
+    look: Look | None
+    answers: list[Answer]
+
+    @property
+    def cubes(self) -> list[Cube]:
+        """The drawings of which numbers share a mean."""
+        return cubes()
+
+    @property
+    def shares_here(self) -> str:
+        """How many means the layer has at which the page opens, and over how many values each."""
+        if self.look is None:
+            return ""
+        size, count = self.look.info.channels, self.look.count
+        means = f"Layer {self.look.info.name or '(the model itself)'}: C = {size:,}, so {plural(size, 'mean')}"
+        values = f", each over N·S = {plural(count, 'value')} (step {self.look.step:,})" if count > 0 else ""
+        return f"{means}{values}."
+
+    def specs(self) -> dict[str, Any]:
+        """Return the charts, by the name of their place in the templates."""
+        import altair as alt
+
+        from .charts.logged import logged as logged_chart
+        from .charts.panels import parameters
+        from .charts.strip import strip
+
+        step = parameters(0, 0)[0]
+        made = {f"logged_{i}": f"logged_{i}" for i in range(len(self.logged))}
+        charts = {name: logged_chart(alt.NamedData(name)).add_params(step) for name in made}
+        if any(self.strips.layers):
+            charts["strip"] = strip(alt.NamedData("strip"))
+        return {name: chart.to_dict(validate=False) for name, chart in charts.items()}
+
+    def payload(self) -> dict[str, Any]:
+        """Return the data of the page's scripts."""
+        layers = [
+            each
+            and {
+                "channels": each.channels.tolist(),
+                "gamma": pack(each.gamma),
+                "beta": pack(each.beta),
+                "near_zero": each.near_zero.tolist(),
+                "shut": each.shut.tolist(),
+            }
+            for each in self.strips.layers
+        ]
+        return {
+            "logged": [series.rows() for series in self.logged],
+            "strip": {"steps": self.strips.steps.tolist(), "layers": layers, "near_zero": NEAR_ZERO, "below": BELOW},
+        }
+
+
+def below(run: Run, selection: Selection, look: int) -> Below:
+    """Return what the page shows below its first screen.
+
+    Args:
+        run: a run or an experiment.
+        selection: what the first screen shows of it.
+        look: the step at which the page opens.
+    """
+    seen = look_at(selection, look)
+    return Below(*logged(run), strips(selection, look), seen, answers(selection.run, seen))
