@@ -75,7 +75,7 @@ def test_the_words_say_what_learned(source, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--experiment", "weights"], "--experiment: expected one of all, gamma-beta, got 'weights'"),
+        (["--experiment", "weights"], "--experiment: expected one of all, gamma-beta, paper, got 'weights'"),
         (["--experiment", "gamma-beta", "--arms", "learned,none"], "no none with gamma-beta"),
     ],
 )

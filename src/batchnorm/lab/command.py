@@ -11,7 +11,7 @@ from typing import Any
 from ..runs import Run
 from ..runs.schema import RUN
 from ..view.words import summarize
-from .arms import ARMS
+from .designs import DESIGNS, USUAL
 from .errors import LabError
 from .experiment import Experiment
 from .parallel import joined
@@ -20,7 +20,6 @@ from .settings import Settings
 from .sources import canonical
 
 PAGE = "report.html"
-ONLY = "gamma-beta"
 INTERRUPTED = 130  # what a shell reports of a command ended by Ctrl-C
 
 
@@ -44,8 +43,9 @@ def train(
     """
     with joined(sync) as ranks:
         if ranks.world > 1 and not resume:
-            others = {"per-batch", "none"} if given.get("experiment") == ONLY else {"per-batch"}
-            given = {"arms": tuple(arm for arm in ARMS if arm not in others), **given, "processes": ranks.world}
+            design = DESIGNS.get(given.get("experiment", USUAL[0]), DESIGNS[USUAL[0]])  # a wrong name is refused below
+            arms = tuple(arm for arm in design.arms if arm != "per-batch")
+            given = {"arms": arms, **given, "processes": ranks.world}
         return _train(given, out, resume, as_json, is_first=ranks.rank == 0)
 
 
@@ -73,23 +73,22 @@ def _train(given: dict[str, Any], out: Path | None, resume: Path | None, as_json
 
 
 def _begun(given: dict[str, Any], out: Path | None) -> list[Experiment]:
-    """The experiment that is asked for; if none is by name, and no arms are, the one in which all learns and another.
-
-    In that one, in a folder within the first one's, gamma and beta alone learn, of a network of the same kind.
-    """
+    """The experiment that is asked for; if none is by name, and no arms are, the usual ones, on the same data."""
     first = Experiment.begin(Settings(**given), out)
     if {"experiment", "arms"} & given.keys():
         return [first]
-    shared = {name: given[name] for name in ("data", "model", "epochs", "batch_size", "seed") if name in given}
-    return [first, Experiment.begin(Settings(**shared, experiment=ONLY), first.path / ONLY)]
+    # Rates and optimizers are of one experiment: another learns something else.
+    shared = {name: value for name, value in given.items() if name not in ("lr", "optimizer")}
+    others = (Experiment.begin(Settings(**shared, experiment=name), first.path / name) for name in USUAL[1:])
+    return [first, *others]
 
 
 def _resumed(given: dict[str, Any], path: Path) -> list[Experiment]:
     if "data" in given:
         given = {**given, "data": canonical(given["data"])}
     first = Experiment.resume(path, given)
-    second = path / ONLY
-    return [first, Experiment.resume(second)] if (second / RUN).is_file() else [first]
+    others = [path / name for name in USUAL[1:]]
+    return [first, *(Experiment.resume(other) for other in others if (other / RUN).is_file())]
 
 
 def _run(experiment: Experiment) -> tuple[Run, Path | None]:
@@ -117,7 +116,7 @@ def _plan(experiment: Experiment) -> str:
     settings, data = experiment.settings, experiment.data
     sizes = [len(batch) for batch in experiment.first_batches()]
     odd = f", the last of {sizes[-1]}" if sizes[-1] != sizes[0] else ""
-    what = f"only gamma and beta of {settings.model}" if settings.experiment == ONLY else settings.model
+    what = settings.design.plan.format(model=settings.model)
     return (
         f"{experiment.path}: {what} on {settings.data}, {len(data.y_train)} samples to train on in "
         f"{len(sizes)} batches of {sizes[0]}{odd}, {len(data.y_test)} to test, {len(data.classes)} classes"
