@@ -272,10 +272,9 @@ def summary(
 ) -> None:
     """Show the batch norms in a checkpoint: names, channels, batches tracked. It does not say eps and momentum."""
     with one_line_errors():
-        from rich.console import Console
-
         from .diagnosis.checkpoint import read_checkpoint
         from .model.summary import Row, Summary
+        from .view import terminal
 
         layers = read_checkpoint(checkpoint)
         rows = []
@@ -287,8 +286,10 @@ def summary(
         if as_json:
             print_json(table.to_dict())
         else:
-            console = Console()
-            console.print(table if console.is_terminal else str(table), soft_wrap=True, markup=False, highlight=False)
+            to = terminal.console()
+            terminal.say(to, table.headline)
+            columns = [terminal.Column(name, right=name in table._numbers) for name in table._columns]
+            terminal.rows(to, columns, table._cells())
 
 
 @app.command()

@@ -307,7 +307,7 @@ def test_divergence_is_written_as_json(source, tmp_path):
     assert found["none"]["train_loss"] is found["none"]["curve"]["loss"][1] is None
     assert found["per-batch"]["pair_spread"] == {"gamma_std": None, "beta_std": None}
     assert Experiment.resume(run.path).run().status == "finished"
-    assert "its loss is no longer a finite number" in "\n".join(summarize(run))
+    assert "its loss is no longer a finite number" in "\n".join(summarize(run).plain)
     invoked = CliRunner().invoke(app, ["show", str(run.path), "--json"])
     assert set(json.loads(invoked.stdout, parse_constant=pytest.fail)["arms"]) == {"none", "per-batch"}
     assert CliRunner().invoke(app, ["show", str(run.path)]).exit_code == 0

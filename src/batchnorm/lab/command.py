@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..runs import Run
 from ..runs.schema import RUN
+from ..view import terminal
 from ..view.words import summarize
 from .designs import DESIGNS, USUAL
 from .errors import LabError
@@ -63,13 +64,28 @@ def _train(given: dict[str, Any], out: Path | None, resume: Path | None, as_json
         return INTERRUPTED
     if as_json:
         run, page = found[0]
-        arms = {str(of.meta.get("experiment", "all")): {"arms": of.results["arms"]} for of, _ in found}
         said = {"run": str(run.path), "report": str(page) if page else None, "arms": run.results["arms"]}
-        print(json.dumps({**said, "experiments": arms}, allow_nan=False))
+        each = {
+            str(of.meta.get("experiment", USUAL[0])): {"arms": of.results["arms"], "words": asdict(summarize(of))}
+            for of, _ in found
+        }
+        print(json.dumps({**said, "experiments": each}, allow_nan=False))
     else:
-        for run, page in reversed(found):  # what shows the learning comes first
-            print("\n".join([*summarize(run), str(page or run.path)]))
+        _report(found[::-1])  # what shows the learning comes first
     return 0
+
+
+def _report(found: list[tuple[Run, Path | None]]) -> None:
+    """Print the first run's plain sentences, then each run's numbers and page."""
+    console = terminal.console()
+    for line in summarize(found[0][0]).plain:
+        terminal.say(console, line)
+    for run, page in found:
+        console.print()
+        terminal.say(console, f"The numbers of {run.path}:")
+        for line in summarize(run).numbers:
+            terminal.say(console, line, "- ", "  ")
+        terminal.say(console, str(page or run.path))
 
 
 def _begun(given: dict[str, Any], out: Path | None) -> list[Experiment]:
@@ -137,4 +153,4 @@ def _write_page(run: Run) -> Path | None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    terminal.say(terminal.console(stderr=True), line)

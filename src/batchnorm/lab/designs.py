@@ -1,4 +1,4 @@
-"""The experiments: what learns in each, in which network, and the defaults of whatever is not given. One record each."""
+"""The experiments, a record each: what learns, in which network, and the defaults of whatever is not given."""
 
 from __future__ import annotations
 

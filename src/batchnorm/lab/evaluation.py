@@ -1,4 +1,4 @@
-"""What a trained arm is worth: accuracy and loss, what reaches a hidden unit, every single pair's accuracy, a digest."""
+"""What a trained arm is worth: accuracy and loss, what reaches a hidden unit, each pair's accuracy, a digest."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 def input_percentiles(model: nn.Sequential) -> Iterator[dict[str, float]]:
     """A dict that at the block's end has percentiles of what reached one unit of the last hidden layer.
 
-    It is the input to the unit's activation: with batch norm what that gives out, without it what the linear layer does.
+    It is the input to the unit's activation: what batch norm gives out, or without one what the linear layer does.
     Empty where the module before the output is not an activation of (N, units).
     """
     seen: list[Tensor] = []

@@ -91,8 +91,9 @@ class Settings:
             raise LabError(f"--{name.replace('_', '-')}: expected {expected}, got {got!r}")
 
     def to_meta(self) -> dict[str, Any]:
-        """As JSON."""
-        return {**asdict(self), "arms": list(self.arms)}
+        """As JSON; what is None is not there."""
+        there = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**there, "arms": list(self.arms)}
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any]) -> Settings:
@@ -102,7 +103,7 @@ class Settings:
             LabError: the run was not made by `batchnorm train`.
         """
         try:
-            meta = {"processes": 1, "experiment": "all", "steps": None, **meta}  # older runs do not say
+            meta = {"processes": 1, "experiment": "all", "epochs": None, "steps": None, **meta}  # older runs do not say
             return cls(**{field.name: meta[field.name] for field in fields(cls)})
         except (KeyError, TypeError) as error:
             raise LabError(f"not a run of `batchnorm train`, which alone can be resumed: no valid {error}") from None
