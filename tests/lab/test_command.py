@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from batchnorm.lab import Experiment, Settings
 from batchnorm.lab.command import _write_page, train
 from batchnorm.lab.progress import Progress
 from batchnorm.lab.training import CHECKPOINT, Tick
+from batchnorm.view.words import summarize
 
 # A run of some seconds that writes a checkpoint after every step.
 RUN = """
@@ -101,7 +103,8 @@ def test_json_is_all_of_stdout(source, tmp_path):
     found = json.loads(stdout)
     assert stdout.count("\n") == 1
     arms, only = bn.open_run(path).results["arms"], bn.open_run(path / "gamma-beta").results["arms"]
-    experiments = {"all": {"arms": arms}, "gamma-beta": {"arms": only}}
+    words = [asdict(summarize(bn.open_run(each))) for each in (path, path / "gamma-beta")]
+    experiments = {"all": {"arms": arms, "words": words[0]}, "gamma-beta": {"arms": only, "words": words[1]}}
     said = {"run": str(path), "report": str(path / "report.html"), "arms": arms, "experiments": experiments}
     assert found == said
     assert set(found["arms"]) == {"learned", "fixed", "per-batch", "none"}
@@ -123,7 +126,9 @@ def test_the_path_of_the_page_is_the_last_line(source, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     *words, page = result.stdout.splitlines()
     assert page == str(tmp_path / "r" / "report.html")
-    assert words[0].startswith("Test accuracy: none ")
+    assert words[0].startswith("With gamma and beta learned, ")
+    at = words.index(f"The numbers of {tmp_path / 'r'}:")
+    assert words[at + 1].startswith("- Test accuracy: none ")
     # 32 samples: the one that is left over joins the batch before it.
     assert "32 samples to train on in 1 batches of 32, 8 to test, 3 classes" in result.stderr
 
@@ -202,6 +207,17 @@ def test_live_progress(capsys, monkeypatch):
     assert out == ""
     assert "none (2/2): epoch 1/2, step 4/4, loss 0.5000, accuracy 50.0 %" in err
     assert "\x1b" in err
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
+def test_a_live_line_is_never_cut(width, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    with Progress(("learned", "none")) as progress:
+        progress(tick(4, 0.5, arm="none"))
+    err = capsys.readouterr().err
+    assert "none (2/2): epoch 1/2" in err[: err.index("\n")] if width == 20 else "left" in err
+    assert "…" not in err
 
 
 def test_help_names_every_option():

@@ -307,7 +307,7 @@ def test_divergence_is_written_as_json(source, tmp_path):
     assert found["none"]["train_loss"] is found["none"]["curve"]["loss"][1] is None
     assert found["per-batch"]["pair_spread"] == {"gamma_std": None, "beta_std": None}
     assert Experiment.resume(run.path).run().status == "finished"
-    assert "its loss is no longer a finite number" in "\n".join(summarize(run))
+    assert "its loss is no longer a finite number" in "\n".join(summarize(run).plain)
     invoked = CliRunner().invoke(app, ["show", str(run.path), "--json"])
     assert set(json.loads(invoked.stdout, parse_constant=pytest.fail)["arms"]) == {"none", "per-batch"}
     assert CliRunner().invoke(app, ["show", str(run.path)]).exit_code == 0
@@ -358,7 +358,10 @@ def test_what_ended_a_training_is_said_even_if_its_folder_has_gone(settings, tmp
         ({"optimizer": "lbfgs"}, "--optimizer: expected one of sgd, adam, got 'lbfgs'"),
         ({"arms": ("learned", "both")}, "--arms: expected some of learned,fixed,per-batch,none, each once"),
         ({"arms": ("none", "none")}, "each once, got 'none,none'"),
-        ({"arms": ()}, "--arms: "),
+        ({"arms": ("",)}, "--arms: "),
+        ({"epochs": 2, "steps": 3}, "--steps: expected no number of steps beside one of epochs, got 3"),
+        ({"steps": 0}, "--steps: expected at least 1, got 0"),
+        ({"experiment": "paper", "model": "cnn"}, "--model: expected one of mlp, got 'cnn'"),
         ({"epochs": 0}, "--epochs: expected at least 1, got 0"),
         ({"batch_size": 1}, "--batch-size: expected at least 2, since one sample has no variance, got 1"),
         ({"lr": 0.0}, "--lr: expected a number above 0, got 0.0"),

@@ -51,7 +51,7 @@ def hashes(run):
 
 def weights(folder, arm):
     state = torch.load(folder / arm / CHECKPOINT, weights_only=True)
-    return {**state["tensors"], "losses": torch.tensor(state["epoch_losses"])}
+    return {**state["tensors"], "losses": torch.tensor(state["losses"])}
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
-from rich.padding import Padding
+from rich.console import Console
 
 from ..view.facts import plural, some
-from ..view.terminal import MUTED, text
+from ..view.terminal import MUTED, console, say, text
 from .finding import SEVERITIES, Finding
 
 if TYPE_CHECKING:
@@ -19,31 +18,41 @@ STYLES = {"serious": "bold red", "warning": "yellow", "note": ""}
 COLUMNS = 110
 
 
-def show(findings: Findings, console: Console | None = None) -> None:
+def show(findings: Findings, to: Console | None = None) -> None:
     """Print them, and what was judged."""
-    console = console or Console()
+    to = to or console()
     counts = [(severity, sum(finding.severity == severity for finding in findings)) for severity in SEVERITIES]
     said = ", ".join(f"{count} {severity}" for severity, count in counts if count)
-    console.print(text(f"{plural(len(findings), 'finding')}{': ' + said if said else '.'}", "bold"))
+    say(to, text(f"{plural(len(findings), 'finding')}{': ' + said if said else '.'}", "bold"))
     for finding in findings:
-        console.print(
-            text(f"{finding.severity}: {finding.rule}", STYLES[finding.severity]),
-            text(", ".join(filter(None, [f"in {where(finding)}", since(finding)]))),
-            soft_wrap=True,
-        )
-        console.print(Padding(Group(text(finding.evidence)), (0, 0, 0, 2)))
+        rule = text(f"{finding.severity}: {finding.rule}", STYLES[finding.severity])
+        say(to, rule + text(", ".join(filter(None, [f" in {where(finding)}", since(finding)]))))
+        say(to, text(finding.evidence), "  ")
         first, *more = finding.remedy.splitlines()
-        for line in (f"  → {first}", *(f"    {line}" for line in more)):
-            console.print(text(line, MUTED), soft_wrap=True)
+        _code(to, first, "  → ")
+        for line in more:
+            _code(to, line, "    ")
     for line in findings.judged.lines():
-        console.print(text(line, MUTED), soft_wrap=True)
+        say(to, text(line, MUTED))
+
+
+def _code(to: Console, line: str, indent: str) -> None:
+    """Print a line of Python, to be copied: it stays one line, but for its comment, which may go on in lines below."""
+    code, mark, comment = ("", "# ", line[2:]) if line.startswith("# ") else line.rpartition("  # ")
+    if not mark or "'" in comment or '"' in comment or len(indent + line) <= to.width:  # a name may hold that too
+        to.print(text(indent + line, MUTED), soft_wrap=True)
+        return
+    if code:
+        to.print(text(indent + code, MUTED), soft_wrap=True)
+        indent = " " * len(indent)
+    say(to, text(comment, MUTED), f"{indent}# ", "    # ")
 
 
 def to_text(findings: Findings) -> str:
     """The same as plain text."""
-    console = Console(file=io.StringIO(), width=COLUMNS, color_system=None)
-    show(findings, console)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # pyright: ignore[reportAttributeAccessIssue]
+    to = Console(file=io.StringIO(), width=COLUMNS, color_system=None)
+    show(findings, to)
+    return "\n".join(line.rstrip() for line in to.file.getvalue().splitlines())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def where(finding: Finding) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .clock import Clock
+
 _MARK = b"sha256:"
 _SEAL_BYTES = len(_MARK) + 2 * hashlib.sha256().digest_size
 
@@ -49,32 +51,29 @@ def _seal(data: bytes) -> bytes:
     return _MARK + hashlib.sha256(data).hexdigest().encode()
 
 
-def checked(found: Any, like: dict[str, Any], epochs: int, epoch_steps: int, all_moved: bool) -> dict[str, Any]:
+def checked(found: Any, like: dict[str, Any], clock: Clock, all_moved: bool) -> dict[str, Any]:
     """`found`, if a training could have written it; its tensors are copies.
 
     Args:
         found: whatever `unpack` returned.
         like: the state of such a training, with the optimizer as it is after a step.
-        epochs: of the whole training.
-        epoch_steps: steps of each.
+        clock: of the training.
         all_moved: whether each step moves every parameter, so that the optimizer keeps something of each.
     Raises:
         ValueError: says what cannot be.
     """
     _require(_has_keys(found, like), "it", f"a dict of {', '.join(like)}")
-    step, last = found["step"], epochs * epoch_steps
-    _require(type(step) is int and 1 <= step <= last, "step", f"a whole number from 1 to {last}")
-    epoch, since = divmod(step, epoch_steps)
+    step = found["step"]
+    _require(type(step) is int and 1 <= step <= clock.steps, "step", f"a whole number from 1 to {clock.steps}")
+    epoch = step // clock.epoch_steps
     _require(_is_list([found["epoch"]], [epoch]), "epoch", f"{epoch}, that of step {step}")
     _require(_are_floats([found["seconds"]], 1) and 0 <= found["seconds"] < math.inf, "seconds", "a time")
-    _require(
-        _are_floats(found["epoch_losses"], since or epoch_steps), "epoch_losses", "the losses since the epoch began"
-    )
+    _require(_are_floats(found["losses"], clock.since_test(step)), "losses", "those of the steps since a test")
     curve = found["curve"]
     _require(_has_keys(curve, like["curve"]), "curve", f"a dict of {', '.join(like['curve'])}")
-    ends = [epoch_steps * (k + 1) for k in range(epoch)]
-    _require(_is_list(curve["step"], ends), "curve", "of every epoch's end")
-    _require(all(_are_floats(curve[name], epoch) for name in curve if name != "step"), "curve", "floats")
+    tests = clock.tests(step)
+    _require(_is_list(curve["step"], tests), "curve", "of every test")
+    _require(all(_are_floats(curve[name], len(tests)) for name in curve if name != "step"), "curve", "floats")
     generator = _as_in(like["generator"], found["generator"], "generator")
     try:
         torch.Generator().set_state(generator)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..runs import Run
 from ..runs.schema import RUN
+from ..view import terminal
 from ..view.words import summarize
-from .arms import ARMS
+from .designs import DESIGNS, USUAL
 from .errors import LabError
 from .experiment import Experiment
 from .parallel import joined
@@ -20,7 +21,6 @@ from .settings import Settings
 from .sources import canonical
 
 PAGE = "report.html"
-ONLY = "gamma-beta"
 INTERRUPTED = 130  # what a shell reports of a command ended by Ctrl-C
 
 
@@ -44,8 +44,9 @@ def train(
     """
     with joined(sync) as ranks:
         if ranks.world > 1 and not resume:
-            others = {"per-batch", "none"} if given.get("experiment") == ONLY else {"per-batch"}
-            given = {"arms": tuple(arm for arm in ARMS if arm not in others), **given, "processes": ranks.world}
+            design = DESIGNS.get(given.get("experiment", USUAL[0]), DESIGNS[USUAL[0]])  # a wrong name is refused below
+            arms = tuple(arm for arm in design.arms if arm != "per-batch")
+            given = {"arms": arms, **given, "processes": ranks.world}
         return _train(given, out, resume, as_json, is_first=ranks.rank == 0)
 
 
@@ -63,33 +64,47 @@ def _train(given: dict[str, Any], out: Path | None, resume: Path | None, as_json
         return INTERRUPTED
     if as_json:
         run, page = found[0]
-        arms = {str(of.meta.get("experiment", "all")): {"arms": of.results["arms"]} for of, _ in found}
         said = {"run": str(run.path), "report": str(page) if page else None, "arms": run.results["arms"]}
-        print(json.dumps({**said, "experiments": arms}, allow_nan=False))
+        each = {
+            str(of.meta.get("experiment", USUAL[0])): {"arms": of.results["arms"], "words": asdict(summarize(of))}
+            for of, _ in found
+        }
+        print(json.dumps({**said, "experiments": each}, allow_nan=False))
     else:
-        for run, page in reversed(found):  # what shows the learning comes first
-            print("\n".join([*summarize(run), str(page or run.path)]))
+        _report(found[::-1])  # what shows the learning comes first
     return 0
 
 
-def _begun(given: dict[str, Any], out: Path | None) -> list[Experiment]:
-    """The experiment that is asked for; if none is by name, and no arms are, the one in which all learns and another.
+def _report(found: list[tuple[Run, Path | None]]) -> None:
+    """Print the first run's plain sentences, then each run's numbers and page."""
+    console = terminal.console()
+    for line in summarize(found[0][0]).plain:
+        terminal.say(console, line)
+    for run, page in found:
+        console.print()
+        terminal.say(console, f"The numbers of {run.path}:")
+        for line in summarize(run).numbers:
+            terminal.say(console, line, "- ", "  ")
+        terminal.say(console, str(page or run.path))
 
-    In that one, in a folder within the first one's, gamma and beta alone learn, of a network of the same kind.
-    """
+
+def _begun(given: dict[str, Any], out: Path | None) -> list[Experiment]:
+    """The experiment that is asked for; if none is by name, and no arms are, the usual ones, on the same data."""
     first = Experiment.begin(Settings(**given), out)
     if {"experiment", "arms"} & given.keys():
         return [first]
-    shared = {name: given[name] for name in ("data", "model", "epochs", "batch_size", "seed") if name in given}
-    return [first, Experiment.begin(Settings(**shared, experiment=ONLY), first.path / ONLY)]
+    # Rates and optimizers are of one experiment: another learns something else.
+    shared = {name: value for name, value in given.items() if name not in ("lr", "optimizer")}
+    others = (Experiment.begin(Settings(**shared, experiment=name), first.path / name) for name in USUAL[1:])
+    return [first, *others]
 
 
 def _resumed(given: dict[str, Any], path: Path) -> list[Experiment]:
     if "data" in given:
         given = {**given, "data": canonical(given["data"])}
     first = Experiment.resume(path, given)
-    second = path / ONLY
-    return [first, Experiment.resume(second)] if (second / RUN).is_file() else [first]
+    others = [path / name for name in USUAL[1:]]
+    return [first, *(Experiment.resume(other) for other in others if (other / RUN).is_file())]
 
 
 def _run(experiment: Experiment) -> tuple[Run, Path | None]:
@@ -117,7 +132,7 @@ def _plan(experiment: Experiment) -> str:
     settings, data = experiment.settings, experiment.data
     sizes = [len(batch) for batch in experiment.first_batches()]
     odd = f", the last of {sizes[-1]}" if sizes[-1] != sizes[0] else ""
-    what = f"only gamma and beta of {settings.model}" if settings.experiment == ONLY else settings.model
+    what = settings.design.plan.format(model=settings.model)
     return (
         f"{experiment.path}: {what} on {settings.data}, {len(data.y_train)} samples to train on in "
         f"{len(sizes)} batches of {sizes[0]}{odd}, {len(data.y_test)} to test, {len(data.classes)} classes"
@@ -138,4 +153,4 @@ def _write_page(run: Run) -> Path | None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    terminal.say(terminal.console(stderr=True), line)

@@ -1,10 +1,11 @@
-"""What a trained arm is worth: accuracy and loss, every single pair's accuracy, and a digest of the weights."""
+"""What a trained arm is worth: accuracy and loss, what reaches a hidden unit, each pair's accuracy, a digest."""
 
 from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from .arms import PairPerBatch
 # Every single pair is evaluated, but on at most so many test samples: CIFAR-10 in batches of 60 has 834 pairs.
 SINGLE_PAIR_SAMPLES = 2000
 _ROWS = 2000
+# Of what reaches the unit below: those of the paper's figure 1.
+INPUT_PERCENTILES = {"input_p15": 0.15, "input_p50": 0.5, "input_p85": 0.85}
+UNIT = 0  # named before anything was trained, so that it is as typical as any
 
 
 @torch.no_grad()
@@ -33,6 +37,30 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
         right += int((logits.argmax(1) == classes).sum())
         loss += F.cross_entropy(logits, classes, reduction="sum").item()
     return right / len(y), loss / len(y)
+
+
+@contextmanager
+def input_percentiles(model: nn.Sequential) -> Iterator[dict[str, float]]:
+    """A dict that at the block's end has percentiles of what reached one unit of the last hidden layer.
+
+    It is the input to the unit's activation: what batch norm gives out, or without one what the linear layer does.
+    Empty where the module before the output is not an activation of (N, units).
+    """
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Tensor]) -> None:
+        seen.append(args[0][:, UNIT].detach().double())
+
+    percentiles: dict[str, float] = {}
+    handle = model[-2].register_forward_pre_hook(keep) if isinstance(model[-2], (nn.Sigmoid, nn.ReLU)) else None
+    try:
+        yield percentiles
+    finally:
+        if handle:
+            handle.remove()
+    if seen:
+        values = torch.cat(seen)
+        percentiles |= {name: values.quantile(share).item() for name, share in INPUT_PERCENTILES.items()}
 
 
 def evaluate_single_pairs(model: nn.Module, pairs: PairPerBatch, x: Tensor, y: Tensor) -> dict[str, Any]:

@@ -202,6 +202,7 @@ class Experiment:
         data, settings = self.data, self.settings
         meta = {
             **settings.to_meta(),
+            "learns": settings.design.learns,
             "data_sha256": data.sha256,
             "train_samples": len(data.y_train),
             "test_samples": len(data.y_test),

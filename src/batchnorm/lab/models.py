@@ -20,7 +20,14 @@ _POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 
 def build(
-    name: str, shape: tuple[int, ...], classes: int, *, norm: bool = True, seed: int = 0, wide: bool = False
+    name: str,
+    shape: tuple[int, ...],
+    classes: int,
+    *,
+    norm: bool = True,
+    seed: int = 0,
+    wide: bool = False,
+    std: float | None = None,
 ) -> nn.Sequential:
     """The network of that name, its weights drawn from the seed alone: with and without `norm` they are the same.
 
@@ -32,6 +39,7 @@ def build(
             at 0; with one it has none, since the batch mean that is subtracted would cancel it.
         wide: "mlp" has 200 ReLU units in a layer, not 100 sigmoid ones: from random weights that stay as they are,
             gamma and beta choose among features, so there have to be many.
+        std: "mlp" draws its weights from a Gaussian of that standard deviation; None for Xavier's rule.
         seed: of the initial weights. The global generator is neither used nor moved.
     Raises:
         LabError: no such network.
@@ -52,7 +60,9 @@ def build(
     generator = Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, (nn.Linear, *_CONVS)):
-            if name == "mlp":
+            if name == "mlp" and std is not None:
+                nn.init.normal_(module.weight, std=std, generator=generator)
+            elif name == "mlp":
                 nn.init.xavier_normal_(module.weight, generator=generator)
             else:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .training import Tick
 
 PLAIN_SECONDS = 2.0
+WIDE_ENOUGH = 100  # columns: a bar beside the line
 
 
 class Progress:
@@ -27,7 +28,9 @@ class Progress:
     def __init__(self, arms: tuple[str, ...]) -> None:
         self._arms = arms
         console = Console(stderr=True)
-        self._bar = Bar(BarColumn(20), "{task.description}", console=console, transient=True)
+        bar = (BarColumn(20),) if console.width >= WIDE_ENOUGH else ()
+        self._bar = Bar(*bar, "{task.description}", console=console, transient=True)
+        self._room = console.width - 21 * len(bar)
         self._is_live = console.is_terminal
         self._task: TaskID | None = None
         self._began = self._printed = 0.0
@@ -59,8 +62,15 @@ class Progress:
     def _line(self, tick: Tick, number: int, done: int, total: int, now: float) -> str:
         steps = done - self._first
         left = timedelta(seconds=round((now - self._began) / steps * (total - done))) if steps else "?"
-        accuracy = "" if tick.accuracy is None else f", accuracy {100 * tick.accuracy:.1f} %"
-        return (
-            f"{tick.arm} ({number + 1}/{len(self._arms)}): epoch {tick.epoch}/{tick.epochs}, "
-            f"step {tick.step}/{tick.steps}, loss {tick.loss:.4f}{accuracy}, {left} left"
+        accuracy = [] if tick.accuracy is None else [f"accuracy {100 * tick.accuracy:.1f} %"]
+        first, *others = (
+            f"{tick.arm} ({number + 1}/{len(self._arms)}): epoch {tick.epoch}/{tick.epochs}",
+            f"step {tick.step}/{tick.steps}",
+            f"loss {tick.loss:.4f}",
+            *accuracy,
+            f"{left} left",
         )
+        # A live line that is too long would be cut: what matters least is left out, from the middle.
+        while self._is_live and others and len(", ".join([first, *others])) > self._room:
+            others.pop(0)
+        return ", ".join([first, *others])

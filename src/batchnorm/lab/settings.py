@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from .arms import ARMS
+from .designs import DESIGNS, Design
 from .errors import LabError
-from .models import MODELS
 from .sources import canonical
-
-EXPERIMENTS = {
-    "all": "all that the network has learns",
-    "gamma-beta": "gamma and beta alone learn; every weight stays at its random initial value",
-}
-# Chosen on digits, see docs/lab.md; momentum is the usual one.
-DEFAULT_OPTIMIZER = {"all": "sgd", "gamma-beta": "adam"}
-DEFAULT_LR = {"all": {"sgd": 0.1, "adam": 0.003}, "gamma-beta": {"sgd": 0.5, "adam": 0.02}}
-SGD_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -26,15 +17,16 @@ class Settings:
     """The settings of an experiment; whatever is not given has its default.
 
     Attributes:
-        experiment: what learns: a name out of `EXPERIMENTS`.
+        experiment: a name out of `DESIGNS`, which has the defaults of what follows.
         data: a name or path that `data.load` takes; a path is made absolute.
-        model: "mlp" or "cnn".
-        arms: names out of `ARMS`, in the order in which they run; with gamma-beta all but "none", which has neither.
-        epochs: passes over the training part.
+        model: "mlp" or "cnn"; with paper "mlp" alone.
+        arms: names out of `ARMS`, in the order in which they run; none given for the default ones. With gamma-beta
+            "none" is not among them: nothing would learn.
+        epochs: passes over the training part; None where the training is counted in steps.
+        steps: of the training; None where it is counted in epochs.
         batch_size: samples a step, at least 2: a batch of one has no variance.
-        lr: learning rate of the first step, from which it falls linearly to 0; None for the default: 0.1 for SGD and
-            0.003 for Adam, with gamma-beta 0.5 and 0.02.
-        optimizer: "sgd" (with momentum 0.9) or "adam"; None for the default, SGD, with gamma-beta Adam.
+        lr: learning rate of the first step; None for the experiment's own with that optimizer.
+        optimizer: "sgd" or "adam"; None for the experiment's own.
         seed: of the initial weights and of the batches, the same in every arm.
         processes: that train together, each on its share of every batch.
     Raises:
@@ -51,8 +43,9 @@ class Settings:
     experiment: str = "all"
     data: str = "digits"
     model: str = "mlp"
-    arms: tuple[str, ...] = tuple(ARMS)
-    epochs: int = 60
+    arms: tuple[str, ...] = ()
+    epochs: int | None = None
+    steps: int | None = None
     batch_size: int = 60
     lr: float | None = None
     optimizer: str | None = None
@@ -61,26 +54,35 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", canonical(self.data))
-        object.__setattr__(self, "arms", tuple(self.arms))
-        self._expect("experiment", self.experiment in EXPERIMENTS, f"one of {', '.join(EXPERIMENTS)}")
-        if self.experiment == "gamma-beta" and self.arms == tuple(ARMS):
-            object.__setattr__(self, "arms", tuple(arm for arm in ARMS if arm != "none"))
+        self._expect("experiment", self.experiment in DESIGNS, f"one of {', '.join(DESIGNS)}")
+        design = self.design
+        object.__setattr__(self, "arms", tuple(self.arms) or design.arms)
         if self.optimizer is None:
-            object.__setattr__(self, "optimizer", DEFAULT_OPTIMIZER[self.experiment])
-        self._expect("model", self.model in MODELS, f"one of {', '.join(MODELS)}")
-        self._expect("optimizer", self.optimizer in DEFAULT_LR["all"], f"one of {', '.join(DEFAULT_LR['all'])}")
+            object.__setattr__(self, "optimizer", next(iter(design.rates)))
+        self._expect("model", self.model in design.models, f"one of {', '.join(design.models)}")
+        self._expect("optimizer", self.optimizer in design.rates, f"one of {', '.join(design.rates)}")
         distinct = len(set(self.arms)) == len(self.arms) > 0
         self._expect("arms", distinct and set(self.arms) <= set(ARMS), f"some of {','.join(ARMS)}, each once")
-        learns = self.experiment == "all" or "none" not in self.arms
-        self._expect("arms", learns, "no none with gamma-beta: without batch norm nothing would learn")
+        learns = design.learns == "all" or "none" not in self.arms
+        self._expect("arms", learns, f"no none with {self.experiment}: without batch norm nothing would learn")
         shared = self.processes == 1 or "per-batch" not in self.arms
         self._expect("arms", shared, "no per-batch with --sync: a pair belongs to one batch, not to shares of it")
-        self._expect("epochs", self.epochs >= 1, "at least 1")
+        self._expect("steps", self.epochs is None or self.steps is None, "no number of steps beside one of epochs")
+        if self.epochs is self.steps is None:
+            object.__setattr__(self, "epochs", design.epochs)
+            object.__setattr__(self, "steps", design.steps)
+        self._expect("epochs", self.epochs is None or self.epochs >= 1, "at least 1")
+        self._expect("steps", self.steps is None or self.steps >= 1, "at least 1")
         self._expect("batch_size", self.batch_size >= 2, "at least 2, since one sample has no variance")
         self._expect("seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2^63 - 1")
         if self.lr is None:
-            object.__setattr__(self, "lr", DEFAULT_LR[self.experiment][self.optimizer])  # pyright: ignore[reportArgumentType]
+            object.__setattr__(self, "lr", design.rates[cast(str, self.optimizer)])
         self._expect("lr", self.lr is not None and 0 < self.lr < math.inf, "a number above 0")
+
+    @property
+    def design(self) -> Design:
+        """What that experiment is."""
+        return DESIGNS[self.experiment]
 
     def _expect(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -89,8 +91,9 @@ class Settings:
             raise LabError(f"--{name.replace('_', '-')}: expected {expected}, got {got!r}")
 
     def to_meta(self) -> dict[str, Any]:
-        """As JSON."""
-        return {**asdict(self), "arms": list(self.arms)}
+        """As JSON; what is None is not there."""
+        there = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**there, "arms": list(self.arms)}
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any]) -> Settings:
@@ -100,7 +103,7 @@ class Settings:
             LabError: the run was not made by `batchnorm train`.
         """
         try:
-            meta = {"processes": 1, "experiment": "all", **meta}  # older runs do not say
+            meta = {"processes": 1, "experiment": "all", "epochs": None, "steps": None, **meta}  # older runs do not say
             return cls(**{field.name: meta[field.name] for field in fields(cls)})
         except (KeyError, TypeError) as error:
             raise LabError(f"not a run of `batchnorm train`, which alone can be resumed: no valid {error}") from None

@@ -20,12 +20,14 @@ from ..watch import Recorder, watch
 from .arms import PairPerBatch, fix_affine, freeze_all_else
 from .batches import Batches
 from .checkpoint import checked, pack, unpack
+from .clock import Clock
 from .data import Data
+from .designs import GAMMA_BETA
 from .errors import LabError
-from .evaluation import evaluate, evaluate_single_pairs, weights_sha256
+from .evaluation import INPUT_PERCENTILES, evaluate, evaluate_single_pairs, input_percentiles, weights_sha256
 from .models import build
 from .parallel import ranks
-from .settings import SGD_MOMENTUM, Settings
+from .settings import Settings
 
 CHECKPOINT = "checkpoint.pt"
 # By the clock, so that the cost is bounded whatever the model and a kill loses seconds, not an epoch.
@@ -75,18 +77,19 @@ class Training:
     ) -> None:
         self.arm, self.data, self.settings, self.folder = arm, data, settings, folder
         self.checkpoint_seconds = checkpoint_seconds
-        self.only_gamma_beta = settings.experiment == "gamma-beta"
+        self.design = settings.design
         self.model = build(
             settings.model,
             data.shape,
             len(data.classes),
             norm=arm != "none",
             seed=settings.seed,
-            wide=self.only_gamma_beta,
+            **self.design.network,
         )
         self.batches = Batches(len(data.y_train), settings.batch_size, settings.seed, fixed=arm == "per-batch")
+        self.clock = Clock.of(settings.epochs, settings.steps, len(self.batches))
         self.pairs = PairPerBatch(self.model, len(self.batches)) if arm == "per-batch" else None
-        if self.only_gamma_beta:
+        if self.design.learns == GAMMA_BETA:
             freeze_all_else(self.model)
         elif arm == "fixed":
             fix_affine(self.model)
@@ -96,22 +99,18 @@ class Training:
         parameters = chain.from_iterable(module.parameters() for module in modules)
         self.optimizer = self._optimizer([parameter for parameter in parameters if parameter.requires_grad])
         self.step = 0
-        self.epoch_losses: list[float] = []
-        self.curve: dict[str, list[Any]] = {"step": [], "test_accuracy": [], "loss": []}
+        self.losses: list[float] = []  # since the last test
+        inputs = INPUT_PERCENTILES if self.design.follows_input else ()
+        self.curve: dict[str, list[Any]] = {name: [] for name in ("step", "test_accuracy", "loss", *inputs)}
         self.seconds = 0.0
         self._epoch_generator = self.batches.generator.get_state()
         self._resume_step = self._restore()
-
-    @property
-    def steps(self) -> int:
-        """Steps of the whole training."""
-        return self.settings.epochs * len(self.batches)
 
     def run(self, on_step: Callable[[Tick], None] = lambda tick: None) -> dict[str, Any]:
         """Train to the end, recording into the folder; returns the results."""
         for half_written in self.folder.glob(f".{CHECKPOINT}.*"):  # by a process that was killed
             half_written.unlink()
-        self._clock = self._saved = time.monotonic()
+        self._began = self._saved = time.monotonic()
         layers = [] if self.arm == "none" else None
         meta = {"arm": self.arm, **{k: v for k, v in self.settings.to_meta().items() if k != "arms"}}
         with watch(
@@ -129,22 +128,24 @@ class Training:
     def _train(self, recorder: Recorder, on_step: Callable[[Tick], None]) -> None:
         order: list[tuple[int, Tensor]] = []
         if self.step == 0:
-            self._between_epochs(recorder)
+            self._test(recorder)
         if self.step % len(self.batches):  # resumed within an epoch: its batches are drawn again
             order = self.batches.draw_epoch()
-        while self.step < self.steps:
+        while self.step < self.clock.steps:
             epoch, index = divmod(self.step, len(self.batches))
             if index == 0:
                 self._epoch_generator = self.batches.generator.get_state()
-                order, self.epoch_losses = self.batches.draw_epoch(), []
+                order = self.batches.draw_epoch()
+            if self.step % self.clock.interval == 0:
+                self.losses = []
             loss, is_due = self._train_step(recorder, epoch + 1, *order[index])
             self.step += 1
-            self.epoch_losses.append(loss)
-            if index == len(self.batches) - 1:
-                self._between_epochs(recorder)
+            self.losses.append(loss)
+            if self.clock.is_test(self.step):
+                self._test(recorder)
             accuracy = self.curve["test_accuracy"][-1] if self.curve["step"] else None
-            on_step(Tick(self.arm, epoch + 1, self.settings.epochs, self.step, self.steps, loss, accuracy))
-            if self.step == self.steps or is_due:
+            on_step(Tick(self.arm, epoch + 1, self.clock.epochs, self.step, self.clock.steps, loss, accuracy))
+            if self.step == self.clock.steps or is_due:
                 self._save(recorder)
 
     def _train_step(self, recorder: Recorder, epoch: int, batch: int, samples: Tensor) -> tuple[float, bool]:
@@ -152,9 +153,10 @@ class Training:
         self.model.train()
         if self.pairs:
             self.pairs.select(batch)
-        # To 0 over the training: at a constant rate the last epoch's accuracy is a matter of luck, 2 points up or down.
-        rate = cast(float, self.settings.lr) * (1 - self.step / self.steps)
-        if self.only_gamma_beta and self.arm == "fixed":
+        rate = cast(float, self.settings.lr)
+        if self.design.falls:
+            rate *= 1 - self.step / self.clock.steps
+        if self.design.learns == GAMMA_BETA and self.arm == "fixed":
             rate = 0.0  # nothing learns at all: the gradient is there, and nobody follows it
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -171,19 +173,20 @@ class Training:
         self.optimizer.step()
         return value, bool(due)
 
-    def _between_epochs(self, recorder: Recorder) -> None:
-        """Test, and after 0, 1, 2, 4, 8, ... epochs and the last measure several batches at the same weights."""
-        epoch = self.step // len(self.batches)
+    def _test(self, recorder: Recorder) -> None:
+        """Test, and with the tests 0, 1, 2, 4, 8, ... and the last measure several batches at the same weights."""
         if self.pairs:
             self.pairs.select_average()
-        accuracy, _ = evaluate(self.model, self.data.x_test, self.data.y_test)
-        recorder.log(epoch=epoch, test_accuracy=accuracy)
-        if epoch:
-            self.curve["step"].append(self.step)
-            self.curve["test_accuracy"].append(accuracy)
-            self.curve["loss"].append(statistics.fmean(self.epoch_losses))
-        is_power_of_two = epoch & (epoch - 1) == 0  # 0 too
-        if self.arm != "none" and (is_power_of_two or epoch == self.settings.epochs):
+        with input_percentiles(self.model) as percentiles:
+            accuracy, _ = evaluate(self.model, self.data.x_test, self.data.y_test)
+        recorder.log(epoch=self.step // len(self.batches), test_accuracy=accuracy)
+        if self.step:
+            found = {"step": self.step, "test_accuracy": accuracy, "loss": statistics.fmean(self.losses), **percentiles}
+            for name, values in self.curve.items():
+                values.append(found[name])
+        number = len(self.curve["step"])
+        is_power_of_two = number & (number - 1) == 0  # 0 too
+        if self.arm != "none" and (is_power_of_two or self.step == self.clock.steps):
             first = self.batches.first[:PROBE_BATCHES]
             recorder.probe([self.data.x_train[self.ranks.share(samples)] for samples in first])
 
@@ -211,7 +214,7 @@ class Training:
         lr = cast(float, self.settings.lr)  # the default is filled in
         if self.settings.optimizer == "adam":
             return torch.optim.Adam(parameters, lr)
-        return torch.optim.SGD(parameters, lr, momentum=SGD_MOMENTUM)
+        return torch.optim.SGD(parameters, lr, momentum=self.design.momentum)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that was trained or tracked; the model's own gamma and beta are the average pair's, if any."""
@@ -223,13 +226,13 @@ class Training:
     def _save(self, recorder: Recorder) -> None:
         """Write the checkpoint, whole or not at all, after everything recorded so far."""
         now = time.monotonic()
-        self.seconds += now - self._clock
+        self.seconds += now - self._began
         data = pack(self._state())
         recorder.flush()
         self.ranks.wait()  # every rank's records are there before the checkpoint is
         if self.ranks.rank == 0:
             write_atomically(self.folder / CHECKPOINT, data)
-        self._clock = self._saved = time.monotonic()
+        self._began = self._saved = time.monotonic()
 
     def _restore(self) -> int | None:
         """Take up the last checkpoint, if there is one; returns the step to go on recording from, None to begin."""
@@ -245,7 +248,7 @@ class Training:
             return 0 if (self.folder / RUN).is_file() else None
         like = {**self._state(), "optimizer": self._stepped().state_dict()}
         try:
-            state = checked(unpack(saved), like, self.settings.epochs, len(self.batches), self.pairs is None)
+            state = checked(unpack(saved), like, self.clock, self.pairs is None)
         except ValueError as error:
             raise LabError(f"{path}: damaged ({error}); delete it to train this arm from its start") from None
         for prefix, module in (("model.", self.model), ("pairs.", self.pairs)):
@@ -258,7 +261,7 @@ class Training:
         self._epoch_generator = state["generator"]
         self.batches.generator.set_state(self._epoch_generator)
         self.step, self.seconds = state["step"], state["seconds"]
-        self.epoch_losses, self.curve = state["epoch_losses"], state["curve"]
+        self.losses, self.curve = state["losses"], state["curve"]
         return self.step
 
     def _state(self) -> dict[str, Any]:
@@ -270,7 +273,7 @@ class Training:
             "step": self.step,
             "epoch": self.step // len(self.batches),
             "generator": self.batches.generator.get_state() if between_epochs else self._epoch_generator,
-            "epoch_losses": self.epoch_losses,
+            "losses": self.losses,
             "curve": self.curve,
             "seconds": self.seconds,
         }

@@ -242,7 +242,7 @@ def _with_chance(accuracy: float | None, samples: int) -> dict[str, float | None
     """Return an accuracy and how far, up or down, chance may have moved it: two standard errors on so many samples."""
     lo = hi = None
     if accuracy is not None and samples:
-        from .words import STANDARD_ERRORS
+        from .numbers import STANDARD_ERRORS
 
         away = STANDARD_ERRORS * (accuracy * (1 - accuracy) / samples) ** 0.5
         lo, hi = max(0.0, accuracy - away), min(1.0, accuracy + away)
@@ -252,7 +252,7 @@ def _with_chance(accuracy: float | None, samples: int) -> dict[str, float | None
 def _words(run: Run) -> list[str]:
     from .words import summarize
 
-    return summarize(run)
+    return summarize(run).plain[:3]
 
 
 def _hash(content: str) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -21,80 +25,128 @@ WIDE = 100_000  # columns: more than any table needs
 MEASURED, LEARNED, MUTED = "bright_blue", "dark_orange", "bright_black"
 
 
-def list_(runs: Sequence[Run], root: Path, console: Console | None = None) -> None:
-    """Print a line a run."""
-    console = console or Console()
-    if not runs:
-        console.print(text(f"No runs in {root}."))
-        return
+def console(stderr: bool = False) -> Console:
+    """A console as wide as the terminal, or as COLUMNS says; where there is neither, in a pipe or a file, a line is
+    never wrapped, so that a sentence is a line.
+    """
+    found = Console(stderr=stderr)
+    if not found.is_terminal and "COLUMNS" not in os.environ:
+        found.width = WIDE
+    return found
+
+
+def say(console: Console, content: Text | str, indent: str = "", then: str | None = None) -> None:
+    """Print a text, wrapped between words; a word that is longer than the line, a path, stays whole.
+
+    Args:
+        indent: stands before the first line.
+        then: stands before the others; None for as many spaces.
+    """
+    content = text(content) if isinstance(content, str) else content
+    then = " " * len(indent) if then is None else then
+    for line in content.divide(_line_starts(content.plain, console.width - len(indent))):
+        line.rstrip()
+        console.print(Text(indent) + line, soft_wrap=True)
+        indent = then
+
+
+def _line_starts(content: str, width: int) -> list[int]:
+    """Where lines after the first one begin; rich's own wrapping cuts a long word, or wraps nothing."""
+    starts, used = [], 0
+    for word in re.finditer(r"\S+(?: %\S*)?\s*", content):  # 9.5 % is one word
+        if used and used + cell_len(word[0].rstrip()) > width:
+            starts.append(word.start())
+            used = 0
+        used += cell_len(word[0])
+    return starts
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of `rows`."""
+
+    name: str
+    right: bool = False
+    style: str = ""
+
+
+def rows(console: Console, columns: Sequence[Column], cells: Iterable[Sequence[str]]) -> None:
+    """Print a table; where it is wider than the console each row is a card, the first cell and below it the others."""
+    cells = [tuple(row) for row in cells]
     table = Table(box=None, pad_edge=False, header_style=MUTED)
-    for column in ("run", "begun (UTC)", "status", "steps", "layers", "test accuracy"):
-        table.add_column(
-            column,
-            justify="right" if column in ("steps", "layers") else "left",
-            overflow="fold",
-            no_wrap=column == "run",  # it is copied, and piped, to `show`
-        )
+    for column in columns:
+        table.add_column(column.name, justify="right" if column.right else "left", style=column.style, no_wrap=True)
+    for row in cells:
+        table.add_row(*map(text, row))
+    if Measurement.get(console, console.options.update(width=WIDE), table).maximum <= console.width:
+        console.print(table)
+        return
+    for first, *others in cells:
+        say(console, first, then="  ")
+        for column, cell in zip(columns[1:], others, strict=True):
+            if cell:
+                said = text(f"{column.name}: ", MUTED) + text(cell, column.style)
+                say(console, said, "  ", "    ")
+
+
+def list_(runs: Sequence[Run], root: Path, to: Console | None = None) -> None:
+    """Print a line a run."""
+    to = to or console()
+    if not runs:
+        say(to, f"No runs in {root}.")
+        return
+    cells = []
     for run in runs:
         said = brief(run)
         accuracies = ", ".join(f"{arm} {value:.1%}" for arm, value in said["test_accuracy"].items())
         path, steps = os.path.relpath(run.path), f"{said['steps']:,}"
-        cells = (path, said["created"][:19], said["status"], steps, str(said["layers"]))
-        table.add_row(*map(text, (*cells, accuracies)))
-    # A path that is cut opens no run: a narrow or piped table is rather printed wider than the terminal.
-    console.width = WIDE
-    console.print(table)
+        cells.append((path, said["created"][:19], said["status"], steps, str(said["layers"]), accuracies))
+    columns = ("run", "begun (UTC)", "status", "steps", "layers", "test accuracy")
+    rows(to, [Column(name, right=name in ("steps", "layers")) for name in columns], cells)
 
 
-def show(run: Run, console: Console | None = None) -> None:
+def show(run: Run, to: Console | None = None) -> None:
     """Print what a run recorded: how it went, its layers, γ and β then and now, what was not finite."""
-    console = console or Console()
+    to = to or console()
     said = facts(run, MOST_LAYERS)
-    console.print(text(run.path.name, "bold"), text(said["status"]), text(said["created"], MUTED))
+    say(to, Text(" ").join([text(run.path.name, "bold"), text(said["status"]), text(said["created"], MUTED)]))
     if said["meta"]:
-        console.print(text("; ".join(f"{name} {spoken(value)}" for name, value in said["meta"].items()), MUTED))
-    console.print(text(f"{extent(run)}; {said['health']}"))
+        say(to, text("; ".join(f"{name} {spoken(value)}" for name, value in said["meta"].items()), MUTED))
+    say(to, f"{extent(run)}; {said['health']}")
     for line in (*said["alerts"], *(f"damage: {line}" for line in said["damage"])):
-        console.print(text(f"  {line}", "bold red"))
+        say(to, text(line, "bold red"), "  ")
     if said["arms"]:
-        console.print(_arms(said["arms"]))
+        rows(to, _ARMS, map(_arm, said["arms"], said["arms"].values()))
     if said["layers"]:
-        console.print(_layers(said["layers"]))
+        rows(to, _LAYERS, map(_layer, said["layers"]))
         more = len(run.main.layers) - len(said["layers"])
         if more:
-            console.print(text(f"and {plural(more, 'more layer')}: --json names all"))
-        console.print(
-            text(
-                "median over the channels, first recorded step → last; in brackets the middle 90 %; NaN where any "
-                "channel was not finite",
-                MUTED,
-            )
+            say(to, f"and {plural(more, 'more layer')}: --json names all")
+        explained = (
+            "median over the channels, first recorded step → last; in brackets the middle 90 %; NaN where any channel "
+            "was not finite"
         )
+        say(to, text(explained, MUTED))
 
 
-def _arms(arms: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style=MUTED, title_justify="left")
-    for column in ("arm", "status", "test accuracy", "train accuracy", "steps", "seconds"):
-        table.add_column(column)
-    for name, arm in arms.items():
-        accuracies = (_number(arm.get(f"{split}_accuracy"), ".2%") for split in ("test", "train"))
-        cells = (name, arm["status"], *accuracies, _number(arm.get("steps"), ","), _number(arm.get("seconds"), ".1f"))
-        table.add_row(*map(text, cells))
-    return table
+_ARMS = [Column(name) for name in ("arm", "status", "test accuracy", "train accuracy", "steps", "seconds")]
+_LAYERS = [
+    Column("layer"),
+    Column("channels", right=True),
+    Column("γ, learned", style=LEARNED),
+    Column("β, learned", style=LEARNED),
+    Column("batch mean, measured", style=MEASURED),
+]
 
 
-def _layers(layers: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style=MUTED)
-    table.add_column("layer", overflow="fold")
-    table.add_column("channels", justify="right")
-    table.add_column("γ, learned", style=LEARNED)
-    table.add_column("β, learned", style=LEARNED)
-    table.add_column("batch mean, measured", style=MEASURED)
-    for layer in layers:
-        learned = [_story(layer[q]) if layer["affine"] else "none: affine=False" for q in ("gamma", "beta")]
-        name = layer["name"] or "(the model itself)"
-        table.add_row(*map(text, (name, str(layer["channels"]), *learned, _story(layer["batch_mean"]))))
-    return table
+def _arm(name: str, arm: dict[str, Any]) -> tuple[str, ...]:
+    accuracies = (_number(arm.get(f"{split}_accuracy"), ".2%") for split in ("test", "train"))
+    return name, arm["status"], *accuracies, _number(arm.get("steps"), ","), _number(arm.get("seconds"), ".1f")
+
+
+def _layer(layer: dict[str, Any]) -> tuple[str, ...]:
+    learned = [_story(layer[q]) if layer["affine"] else "none: affine=False" for q in ("gamma", "beta")]
+    return layer["name"] or "(the model itself)", str(layer["channels"]), *learned, _story(layer["batch_mean"])
 
 
 def _story(ends: dict[str, dict[str, float | None]] | None) -> str:
