@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -22,13 +23,11 @@ COLUMNS = 110
 def show(findings: Findings, console: Console | None = None) -> None:
     """Print them, and what was judged."""
     console = console or Console()
-    counts = [(severity, sum(finding.severity == severity for finding in findings)) for severity in SEVERITIES]
-    said = ", ".join(f"{count} {severity}" for severity, count in counts if count)
-    console.print(text(f"{plural(len(findings), 'finding')}{': ' + said if said else '.'}", "bold"))
+    console.print(text(counted(findings), "bold"))
     for finding in findings:
         console.print(
             text(f"{finding.severity}: {finding.rule}", STYLES[finding.severity]),
-            text(f"in {_where(finding)}{_since(finding)}"),
+            text(f"in {where(finding)}{since(finding)}"),
             soft_wrap=True,
         )
         console.print(Padding(Group(text(finding.evidence)), (0, 0, 0, 2)))
@@ -46,12 +45,21 @@ def to_text(findings: Findings) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _where(finding: Finding) -> str:
+def counted(findings: Sequence[Finding]) -> str:
+    """How many there are of each severity."""
+    counts = [(severity, sum(finding.severity == severity for finding in findings)) for severity in SEVERITIES]
+    said = ", ".join(f"{count} {severity}" for severity, count in counts if count)
+    return f"{plural(len(findings), 'finding')}{': ' + said if said else '.'}"
+
+
+def where(finding: Finding) -> str:
+    """The layers, and of several sources which."""
     where = some(finding.layers) or "the model"
     return f"{where} of {some(finding.sources)}" if finding.sources else where
 
 
-def _since(finding: Finding) -> str:
+def since(finding: Finding) -> str:
+    """The steps at which it began, after a comma; nothing where nobody can tell."""
     steps = [each.since_step for each in finding.each or (finding,) if each.since_step is not None]
     if not steps:
         return ""

@@ -14,7 +14,7 @@ from ..fuse import fused_in
 from ..nn.layer import BatchNormLayer as Ours
 from .adapters.adapter import is_lazy
 from .find import Found, bare, clean, require
-from .table import Table
+from ..table import Table
 
 
 @dataclass(frozen=True)
