@@ -48,9 +48,7 @@ class Table:
         return to_html(self.headline, self._columns, self._cells(), self._numbers)
 
 
-def to_html(
-    headline: str, columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[str] = ()
-) -> str:
+def to_html(headline: str, columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[str] = ()) -> str:
     """Return a sentence and a table in HTML. All of it is escaped: what is passed is text.
 
     It has no colours of its own, so it looks right on any ground, light or dark.
@@ -69,7 +67,9 @@ def to_html(
     styles = [f"text-align:{'right' if name in numbers else 'left'};white-space:pre-wrap" for name in columns]
 
     def row(tag: str, cells: Sequence[str]) -> str:
-        made = (f'<{tag} style="{style}">{html.escape(cell)}</{tag}>' for style, cell in zip(styles, cells, strict=True))
+        made = (
+            f'<{tag} style="{style}">{html.escape(cell)}</{tag}>' for style, cell in zip(styles, cells, strict=True)
+        )
         return f"<tr>{''.join(made)}</tr>"
 
     said = f'<p style="white-space:pre-line">{html.escape(headline)}</p>' if headline else ""

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 MOST_LAYERS = 1_000
 WIDE = 100_000  # columns: more than any table needs
+ARM_COLUMNS = ("arm", "status", "test accuracy", "train accuracy", "steps", "seconds")
+LAYER_COLUMNS = ("layer", "channels", "γ, learned", "β, learned", "batch mean, measured")
+READING = (
+    "median over the channels, first recorded step → last; in brackets the middle 90 %; NaN where any channel was not "
+    "finite"
+)
 MEASURED, LEARNED, MUTED = "bright_blue", "dark_orange", "bright_black"
 
 
@@ -63,38 +69,41 @@ def show(run: Run, console: Console | None = None) -> None:
         more = len(run.main.layers) - len(said["layers"])
         if more:
             console.print(text(f"and {plural(more, 'more layer')}: --json names all"))
-        console.print(
-            text(
-                "median over the channels, first recorded step → last; in brackets the middle 90 %; NaN where any "
-                "channel was not finite",
-                MUTED,
-            )
-        )
+        console.print(text(READING, MUTED))
 
 
 def _arms(arms: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style=MUTED, title_justify="left")
-    for column in ("arm", "status", "test accuracy", "train accuracy", "steps", "seconds"):
+    for column in ARM_COLUMNS:
         table.add_column(column)
     for name, arm in arms.items():
-        accuracies = (_number(arm.get(f"{split}_accuracy"), ".2%") for split in ("test", "train"))
-        cells = (name, arm["status"], *accuracies, _number(arm.get("steps"), ","), _number(arm.get("seconds"), ".1f"))
-        table.add_row(*map(text, cells))
+        table.add_row(*map(text, arm_cells(name, arm)))
     return table
+
+
+def arm_cells(name: str, arm: dict[str, Any]) -> tuple[str, ...]:
+    """Return an arm's row of the table of arms."""
+    accuracies = (_number(arm.get(f"{split}_accuracy"), ".2%") for split in ("test", "train"))
+    return name, arm["status"], *accuracies, _number(arm.get("steps"), ","), _number(arm.get("seconds"), ".1f")
 
 
 def _layers(layers: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style=MUTED)
-    table.add_column("layer", overflow="fold")
-    table.add_column("channels", justify="right")
-    table.add_column("γ, learned", style=LEARNED)
-    table.add_column("β, learned", style=LEARNED)
-    table.add_column("batch mean, measured", style=MEASURED)
+    name, channels, gamma, beta, measured = LAYER_COLUMNS
+    table.add_column(name, overflow="fold")
+    table.add_column(channels, justify="right")
+    table.add_column(gamma, style=LEARNED)
+    table.add_column(beta, style=LEARNED)
+    table.add_column(measured, style=MEASURED)
     for layer in layers:
-        learned = [_story(layer[q]) if layer["affine"] else "none: affine=False" for q in ("gamma", "beta")]
-        name = layer["name"] or "(the model itself)"
-        table.add_row(*map(text, (name, str(layer["channels"]), *learned, _story(layer["batch_mean"]))))
+        table.add_row(*map(text, layer_cells(layer)))
     return table
+
+
+def layer_cells(layer: dict[str, Any]) -> tuple[str, ...]:
+    """Return a layer's row of the table of layers."""
+    learned = [_story(layer[q]) if layer["affine"] else "none: affine=False" for q in ("gamma", "beta")]
+    return layer["name"] or "(the model itself)", str(layer["channels"]), *learned, _story(layer["batch_mean"])
 
 
 def _story(ends: dict[str, dict[str, float | None]] | None) -> str:

@@ -66,8 +66,11 @@ def config(palette: Palette) -> dict[str, Any]:
         "over": {"color": palette.text, "dy": -20, "fontWeight": "bold", "fontSize": 12},
         "strip": {"fill": palette.muted, "font": FONT, "fontSize": 11, "fontWeight": "normal"},
         "chance": {"strokeWidth": 6, "opacity": 0.3},
+        "broken-cell": {"color": palette.text, "strokeWidth": 1.5, "shape": "M-1,-1L1,1M-1,1L1,-1", "size": 50},
         "broken": {"color": palette.text, "strokeWidth": 1.5, "shape": "cross", "size": 40},
     }
+    for role in ("measured", "learned", "gradient", "tracked"):
+        style[f"{role}-cell"] = {"color": getattr(palette, role)}
     for role in ("measured", "learned", "gradient"):
         colour = getattr(palette, role)
         style |= {

@@ -1,0 +1,38 @@
+"""Charts that a notebook shows offline, in an exported one too: drawn here, not by scripts from the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+
+class OfflineChart(alt.HConcatChart):
+    """An Altair chart, with its data inside, that a notebook shows as it was drawn here.
+
+    Altair's own charts come as HTML that loads Vega from the network, or carry 0.9 MB of it each. This one comes as
+    SVG, some 10 to 200 kB, which every notebook, and one exported to HTML, shows without a script; and as Vega-Lite for
+    those that have Vega themselves, as JupyterLab does: there its points tell their numbers. A chart that is joined
+    with others by `|` or `&` is Altair's again.
+    """
+
+    def to_svg(self) -> str:
+        """Return the chart as SVG, whose text is text."""
+        import vl_convert
+
+        from ..page import VEGA_LITE
+
+        return vl_convert.vegalite_to_svg(self.to_dict(validate=False), vl_version=VEGA_LITE)
+
+    def _repr_mimebundle_(self, *args: Any, **kwds: Any) -> dict[str, Any]:
+        major = alt.SCHEMA_VERSION.lstrip("v").split(".")[0]
+        return {
+            f"application/vnd.vegalite.v{major}+json": self.to_dict(validate=False),
+            "image/svg+xml": self.to_svg(),
+            "text/plain": f"{type(self).__name__}: {self._said()}",
+        }
+
+    def _said(self) -> str:
+        """What the chart says of itself, for those who see text alone."""
+        title = self.title
+        return " ".join(map(str, (title.text, title.subtitle))) if isinstance(title, alt.TitleParams) else str(title)
