@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +30,14 @@ def main_chart(run: Run, layer: str | None = None, channel: int | None = 0) -> A
     """
     from .charts.panels import HEADLINE, both
 
-    return channel_chart(run, layer, channel, HEADLINE, both, fontSize=22)
+    return channel_chart(run, layer, channel, [HEADLINE], both, fontSize=22)
 
 
 def channel_chart(
     run: Run,
     layer: str | None,
     channel: int | None,
-    title: str,
+    title: Sequence[str],
     make: Callable[[Any, Any], list[Any]],
     *,
     needs: str | None = None,
@@ -49,7 +49,7 @@ def channel_chart(
         run: a run from `open_run`.
         layer: as in `main_chart`.
         channel: as in `main_chart`.
-        title: stands above them; below it the run, layer and channel.
+        title: stands above them, its further lines smaller; below it the run, layer and channel.
         make: `make(trace, probes)` returns the charts; `probes` is None where none were recorded.
         needs: "affine" or "tracks": what the layer must have for there to be anything to draw.
         look: of the title.
@@ -67,14 +67,14 @@ def channel_chart(
     index, place = selection.first
     view = selection.layers[index]
     if needs and not getattr(view.info, needs):
-        which = {"affine": "affine=False: it has no gamma and beta", "tracks": "no running statistics: it tracks none"}
-        raise ValueError(f"layer {view.info.name!r} of {run.path} has {which[needs]}, so there is nothing to draw")
+        lacks = {"affine": "affine=False: it has no gamma and beta", "tracks": "no running statistics: it tracks none"}
+        raise ValueError(f"layer {view.info.name!r} of {run.path} has {lacks[needs]}, so there is nothing to draw")
     rows = selection.probes(index, place)
-    subtitle = f"{run.path.name}: layer {view.info.name}, channel {view.channels[place]}"
+    which = f"{run.path.name}: layer {view.info.name}, channel {view.channels[place]}"
     return charts.OfflineChart(
         hconcat=make(alt.NamedData("trace"), alt.NamedData("probes") if rows else None),
         spacing=40,
-        title=alt.TitleParams(title, subtitle=subtitle, **look),
+        title=alt.TitleParams(title[0], subtitle=[*title[1:], which], **look),
         datasets={"trace": selection.trace(index, place), "probes": rows},
         config=on_paper(),
     ).add_params(*charts.parameters(*first_look(selection)))

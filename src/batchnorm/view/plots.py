@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .page import require_charts
@@ -9,6 +10,8 @@ from .picture import channel_chart, main_chart, on_paper
 
 if TYPE_CHECKING:
     from ..runs.reader import Run
+
+HALF = 400  # px: two of them fit into a notebook
 
 
 class Plots:
@@ -35,16 +38,20 @@ class Plots:
         """Return what came in: mean ± std of every batch, and the running mean."""
         from .charts import panels
 
-        title, note = panels.MEASURED
-        return self._channel(layer, channel, f"{title} {note}", lambda trace, probes: [panels.measured(trace, probes)])
+        return self._channel(
+            layer, channel, panels.MEASURED, lambda trace, probes: [panels.measured(trace, probes, width=700)]
+        )
 
     def learned(self, layer: str | None = None, channel: int | None = None) -> Any:
         """Return what goes out: beta ± |gamma|, step by step."""
         from .charts import panels
 
-        title, note = panels.LEARNED
         return self._channel(
-            layer, channel, f"{title} {note}", lambda trace, probes: [panels.learned(trace, probes)], needs="affine"
+            layer,
+            channel,
+            panels.LEARNED,
+            lambda trace, probes: [panels.learned(trace, probes, width=700)],
+            needs="affine",
         )
 
     def running(self, layer: str | None = None, channel: int | None = None) -> Any:
@@ -54,8 +61,8 @@ class Plots:
         return self._channel(
             layer,
             channel,
-            "Running against batch: dots are measured, dashes only average them.",
-            lambda trace, _: [charts.running_mean(trace), charts.running_variance(trace)],
+            ("Running against batch", "Dots are measured, one batch each. The dashes only average them."),
+            lambda trace, _: [charts.running_mean(trace, width=HALF), charts.running_variance(trace, width=HALF)],
             needs="tracks",
         )
 
@@ -66,8 +73,8 @@ class Plots:
         return self._channel(
             layer,
             channel,
-            "What moves γ and β: their gradients.",
-            lambda trace, _: [charts.gradients(trace, quantity) for quantity in ("gamma_grad", "beta_grad")],
+            ("What moves γ and β: their gradients",),
+            lambda trace, _: [charts.gradients(trace, q, width=HALF) for q in ("gamma_grad", "beta_grad")],
             needs="affine",
         )
 
@@ -99,5 +106,7 @@ class Plots:
             hconcat=[chart], title=title, datasets={"heat": found.rows(quantity)}, config=on_paper()
         ).add_params(*charts.parameters(step, step)[:1])
 
-    def _channel(self, layer: str | None, channel: int | None, title: str, make: Any, needs: str | None = None) -> Any:
+    def _channel(
+        self, layer: str | None, channel: int | None, title: Sequence[str], make: Any, needs: str | None = None
+    ) -> Any:
         return channel_chart(self._run, layer, channel, title, make, needs=needs)
