@@ -67,6 +67,11 @@ class Finding:
         said = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("each", "cure")}
         return plain({**said, "each": [finding.to_dict() for finding in self.each]})
 
+    def _repr_html_(self) -> str:
+        from .notebook import findings_html
+
+        return findings_html([self])
+
 
 def joined(found: Sequence[Finding]) -> Finding:
     """One finding of those of several layers, or sources, that have a rule, a severity and a cure in common."""

@@ -1,4 +1,4 @@
-"""Findings: the list of what is wrong, worst first. Printed, it is a report."""
+"""Findings: the list of what is wrong, worst first. Printed, and in a notebook, it is a report."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from .finding import SEVERITIES, Finding, joined
 from .judged import Judged
+from .notebook import findings_html
 from .terminal import to_text
 
 MANY = 4  # layers or sources that share a finding; fewer have one each
 
 
 class Findings(list[Finding]):
-    """A list of findings, worst first. Printed, it is a report.
+    """A list of findings, worst first. Printed, and in a notebook, it is a report.
 
     Of one rule and layer the worst is kept; four layers and more that share rule, severity and remedy share a finding.
 
@@ -48,6 +49,9 @@ class Findings(list[Finding]):
 
     def __str__(self) -> str:
         return to_text(self)
+
+    def _repr_html_(self) -> str:
+        return findings_html(self, self.judged.lines())
 
 
 def _badness(finding: Finding) -> tuple[int, float]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..model.run import Call, each_of, undisturbed_random_state, unwrapped
 from ..model.run import call as run_model
+from ..table import Table
 from ..tools.drift import Drift, Recalibration
 from ..tools.population import layers_of, measuring
 from ..tools.recalibrate import recalibrate, require_repeatable
@@ -19,8 +20,10 @@ from .measure import Loss, target_of
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Table):
     """The loss of a model in each mode, and how far each layer's running statistics are from what was measured.
+
+    Printed, and in a notebook, a table.
 
     Attributes:
         train_loss: batch-norm layers normalise with each batch, as in training; everything else as in eval, so that
@@ -30,6 +33,8 @@ class Comparison:
         batches: how many.
         layers: a `Drift` a layer.
     """
+
+    _columns, _numbers = Recalibration._columns, Recalibration._numbers
 
     train_loss: float
     eval_loss: float
@@ -43,11 +48,16 @@ class Comparison:
         losses = {name: getattr(self, name) for name in ("train_loss", "eval_loss", "recalibrated_loss", "batches")}
         return plain({**losses, "layers": [drift.to_dict() for drift in self.layers]})
 
-    def __str__(self) -> str:
+    @property
+    def headline(self) -> str:
+        """The losses in one sentence."""
         return (
             f"loss over {self.batches} batches: {self.train_loss:.4g} in train mode, {self.eval_loss:.4g} in eval mode"
-            f", {self.recalibrated_loss:.4g} in eval mode if recalibrated\n{self._table}"
+            f", {self.recalibrated_loss:.4g} in eval mode if recalibrated"
         )
+
+    def _cells(self) -> Iterable[tuple[str, ...]]:
+        return self._table._cells()
 
 
 def compare_modes(

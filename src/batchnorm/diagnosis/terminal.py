@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,9 +22,7 @@ COLUMNS = 110
 def show(findings: Findings, to: Console | None = None) -> None:
     """Print them, and what was judged."""
     to = to or console()
-    counts = [(severity, sum(finding.severity == severity for finding in findings)) for severity in SEVERITIES]
-    said = ", ".join(f"{count} {severity}" for severity, count in counts if count)
-    say(to, text(f"{plural(len(findings), 'finding')}{': ' + said if said else '.'}", "bold"))
+    say(to, text(counted(findings), "bold"))
     for finding in findings:
         rule = text(f"{finding.severity}: {finding.rule}", STYLES[finding.severity])
         say(to, rule + text(", ".join(filter(None, [f" in {where(finding)}", since(finding)]))))
@@ -53,6 +52,13 @@ def to_text(findings: Findings) -> str:
     to = Console(file=io.StringIO(), width=COLUMNS, color_system=None)
     show(findings, to)
     return "\n".join(line.rstrip() for line in to.file.getvalue().splitlines())  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def counted(findings: Sequence[Finding]) -> str:
+    """How many there are of each severity."""
+    counts = [(severity, sum(finding.severity == severity for finding in findings)) for severity in SEVERITIES]
+    said = ", ".join(f"{count} {severity}" for severity, count in counts if count)
+    return f"{plural(len(findings), 'finding')}{': ' + said if said else '.'}"
 
 
 def where(finding: Finding) -> str:

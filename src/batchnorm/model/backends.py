@@ -14,7 +14,7 @@ from ..nn.layer import BatchNormLayer as Ours
 from ..ops import choose
 from ..ops.collective import several
 from ..ops.plain import Operands, Settings
-from .table import Table
+from ..table import Table
 
 
 @dataclass(frozen=True)

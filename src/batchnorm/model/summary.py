@@ -12,9 +12,9 @@ from torch import nn
 from ..checks import check_model
 from ..fuse import fused_in
 from ..nn.layer import BatchNormLayer as Ours
+from ..table import Table
 from .adapters.adapter import is_lazy
 from .find import Found, bare, clean, require
-from .table import Table
 
 
 @dataclass(frozen=True)

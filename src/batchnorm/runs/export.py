@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .reader import Run
-from .schema import COLUMNS, PROBED, QUANTITIES
+from .rows import probes_rows, stats_rows, vectors_rows
 
 FORMATS = ("parquet", "arrow", "csv", "tensorboard")
 
@@ -61,9 +60,9 @@ def _write_tables(run: Run, out: Path, format: str) -> None:
         raise _missing(error) from error
     out.mkdir(exist_ok=True)
     tables = {
-        "stats": _stats(run),
-        "vectors": _vectors(run),
-        "probes": _probes(run),
+        "stats": stats_rows(run),
+        "vectors": vectors_rows(run),
+        "probes": probes_rows(run),
         "scalars": iter([_columns(run.scalars())]),
         "alerts": iter([_columns(run.alerts())]),
     }
@@ -97,53 +96,6 @@ def _table_writer(path: Path, schema: Any, format: str) -> Any:
     return CSVWriter(str(path), schema)
 
 
-def _stats(run: Run) -> Iterator[dict[str, Any]]:
-    for layer in run.layers:
-        for quantity in QUANTITIES:
-            values = run.stats(layer.name, quantity)
-            exists = ~np.isnan(values[:, -1])
-            if exists.any():
-                yield {
-                    **_key(run.steps[exists], layer.name, quantity),
-                    **{name: values[exists, k] for k, name in enumerate(COLUMNS)},
-                    "count": run.counts(layer.name)[exists],
-                    "forwards": run.forwards(layer.name)[exists],
-                }
-
-
-def _vectors(run: Run) -> Iterator[dict[str, Any]]:
-    for layer in run.layers:
-        for quantity in QUANTITIES:
-            steps, values = run.vectors(layer.name, quantity)
-            exists = np.isin(steps, run.steps[~np.isnan(run.stats(layer.name, quantity)[:, -1])])
-            if exists.any():
-                steps, values = steps[exists], values[exists]
-                yield {
-                    **_key(np.repeat(steps, layer.channels), layer.name, quantity),
-                    "channel": np.tile(np.arange(layer.channels), len(steps)),
-                    "value": values.ravel(),
-                }
-
-
-def _probes(run: Run) -> Iterator[dict[str, Any]]:
-    for layer in run.layers:
-        for quantity in PROBED:
-            steps, values = run.probes(layer.name, quantity)
-            if values.size:
-                probe, batch, channel = np.indices(values.shape).reshape(3, -1)
-                yield {
-                    **_key(steps[probe], layer.name, quantity),
-                    "probe": probe,
-                    "batch": batch,
-                    "channel": channel,
-                    "value": values.ravel(),
-                }
-
-
-def _key(steps: np.ndarray, layer: str, quantity: str) -> dict[str, Any]:
-    return {"step": steps, "layer": [layer] * len(steps), "quantity": [quantity] * len(steps)}
-
-
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Rows with unlike keys as columns, None where a row lacks one."""
     names = {name: None for row in rows for name in row}  # a set that keeps the order
@@ -171,7 +123,7 @@ def _write_events(run: Run, out: Path, format: str) -> None:
                 if name != "step" and isinstance(number, (int, float)):
                     with suppress(OverflowError):  # an integer that no float holds
                         write(row["step"], name, simple_value=float(number))
-        for chunk in _stats(run):
+        for chunk in stats_rows(run):
             tag = f"bn/{chunk['layer'][0]}/{chunk['quantity'][0]}"
             for step, mean in zip(chunk["step"], chunk["mean"], strict=True):
                 write(step, tag, simple_value=float(mean))

@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import numpy as np
 from msgspec import Meta
 
+from .._lazy import late
+from .frame import to_frame
 from .journal import Frames, read_frames
 from .lines import read_lines
 from .lock import LOCK, is_held
@@ -34,6 +36,9 @@ from .schema import (
     stats_dtype,
     vector_starts,
 )
+
+if TYPE_CHECKING:
+    from ..view.plots import Plots
 
 # A table of probes has room for the largest number of batches in each.
 MOST_PADDED, LEAST_TABLE = 16, 1 << 26  # times the bytes of the probes themselves; bytes
@@ -74,6 +79,16 @@ class Run:
     def __repr__(self) -> str:
         arms = f", arms={self._arm_names}" if self._arm_names else ""
         return f"Run({str(self.path)!r}, status={self.status!r}, layers={len(self.layers)}{arms})"
+
+    def _repr_html_(self) -> str:
+        return late("..view.notebook", "run_html", __package__)(self)
+
+    @property
+    def plot(self) -> Plots:
+        """The charts of the page, for a notebook: `run.plot.learned("bn1")` and others, see `Plots`."""
+        return late("..view.plots", "Plots", __package__)(self)
+
+    to_frame = to_frame
 
     @property
     def steps(self) -> np.ndarray:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..table import Table
 from .population import Saved
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,16 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class Recalibration:
-    """What `recalibrate` found and did, a `Drift` a layer; printed, a table.
+class Recalibration(Table):
+    """What `recalibrate` found and did, a `Drift` a layer; printed, and in a notebook, a table.
 
     Attributes:
         layers: every batch-norm layer of the model, in its order.
         passes: how often it went over the batches.
     """
+
+    _numbers = ("channels", "values", "mean off by (σ)", "largest", "ln variance ratio")
+    _columns = ("layer", "channels", "values", "mean off by (σ)", "largest", "ln variance ratio", "largest", "")
 
     layers: list[Drift]
     passes: int
@@ -73,15 +74,12 @@ class Recalibration:
         """What json can write."""
         return {"passes": self.passes, "layers": [drift.to_dict() for drift in self.layers]}
 
-    def __rich__(self) -> Table:
-        from rich.table import Table
-        from rich.text import Text
+    @property
+    def headline(self) -> str:
+        """Nothing: the table says it all."""
+        return ""
 
-        table = Table(box=None, pad_edge=False)
-        table.add_column("layer", overflow="fold")
-        for column in ("channels", "values", "mean off by (σ)", "largest", "ln variance ratio", "largest"):
-            table.add_column(column, justify="right")
-        table.add_column("")
+    def _cells(self) -> Iterable[tuple[str, ...]]:
         for drift in self.layers:
             said = drift.to_dict()
             numbers = [
@@ -94,16 +92,7 @@ class Recalibration:
                 state += f", {drift.written} of {drift.channels} channels"
             if drift.nonfinite:
                 state += f"; {drift.nonfinite} had been non-finite"
-            table.add_row(Text(drift.layer or "(the layer)"), str(drift.channels), f"{drift.values:,}", *numbers, state)
-        return table
-
-    def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=100_000, color_system=None)  # as wide as it needs
-        console.print(self)
-        assert isinstance(console.file, io.StringIO)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+            yield drift.layer or "(the layer)", str(drift.channels), f"{drift.values:,}", *numbers, state
 
 
 def distance(mean: Tensor, variance: Tensor, to_mean: Tensor, to_variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:

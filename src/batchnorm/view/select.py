@@ -107,12 +107,12 @@ def pack(values: NDArray[np.float32]) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
-def select(run: Run, only: tuple[str, int] | None = None) -> Selection:
-    """Return what the page shows of a run (of an experiment: of `run.main`), or one channel of it.
+def select(run: Run, only: tuple[str, int | None] | None = None) -> Selection:
+    """Return what the page shows of a run (of an experiment: of `run.main`), or one layer or channel of it.
 
     Args:
         run: a run from `open_run`.
-        only: name of a layer and number of a channel, to have these alone.
+        only: name of a layer and number of a channel, to have these alone; None for the layer's channels.
     Raises:
         ValueError: there is no such layer or channel.
     """
@@ -121,9 +121,10 @@ def select(run: Run, only: tuple[str, int] | None = None) -> Selection:
     infos = run.layers
     if only is not None:
         infos = [info for info in infos if info.name == only[0]]
-        if not infos or not 0 <= only[1] < infos[0].channels:
+        if not infos or (only[1] is not None and not 0 <= only[1] < infos[0].channels):
             there = ", ".join(f"{info.name} ({info.channels} channels)" for info in run.layers) or "none"
-            raise ValueError(f"no channel {only[1]} of a layer {only[0]!r} in {run.path}; its layers: {there}")
+            which = "" if only[1] is None else f"channel {only[1]} of a "
+            raise ValueError(f"no {which}layer {only[0]!r} in {run.path}; its layers: {there}")
     if not infos:
         none = np.empty(0, np.int64)
         return Selection(run, none, none, none, [])
@@ -144,7 +145,7 @@ def select(run: Run, only: tuple[str, int] | None = None) -> Selection:
     steps = recorded[sorted(at for at in kept if at < len(recorded))]
     rows = thin(len(run.steps), int(np.clip(BAND_VALUES // (size * 2 * len(BANDS)), 20, MAX_STEPS)))
 
-    wanted = None if only is None else np.array([only[1]])
+    wanted = None if only is None or only[1] is None else np.array([only[1]])
     layers = [_view(run, info, steps, probe_steps, rows, places, wanted) for info in infos]
     if owning is not None and owning is not run and len(steps):
         for view in layers:

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 MOST_LAYERS = 1_000
 WIDE = 100_000  # columns: more than any table needs
+ARM_COLUMNS = ("arm", "status", "test accuracy", "train accuracy", "steps", "seconds")
+LAYER_COLUMNS = ("layer", "channels", "γ, learned", "β, learned", "batch mean, measured")
+READING = (
+    "median over the channels, first recorded step → last; in brackets the middle 90 %; NaN where any channel was not "
+    "finite"
+)
 MEASURED, LEARNED, MUTED = "bright_blue", "dark_orange", "bright_black"
 
 
@@ -116,35 +122,32 @@ def show(run: Run, to: Console | None = None) -> None:
     for line in (*said["alerts"], *(f"damage: {line}" for line in said["damage"])):
         say(to, text(line, "bold red"), "  ")
     if said["arms"]:
-        rows(to, _ARMS, map(_arm, said["arms"], said["arms"].values()))
+        rows(to, _ARMS, map(arm_cells, said["arms"], said["arms"].values()))
     if said["layers"]:
-        rows(to, _LAYERS, map(_layer, said["layers"]))
+        rows(to, _LAYERS, map(layer_cells, said["layers"]))
         more = len(run.main.layers) - len(said["layers"])
         if more:
             say(to, f"and {plural(more, 'more layer')}: --json names all")
-        explained = (
-            "median over the channels, first recorded step → last; in brackets the middle 90 %; NaN where any channel "
-            "was not finite"
-        )
-        say(to, text(explained, MUTED))
+        say(to, text(READING, MUTED))
 
 
-_ARMS = [Column(name) for name in ("arm", "status", "test accuracy", "train accuracy", "steps", "seconds")]
+_ARMS = [Column(name) for name in ARM_COLUMNS]
 _LAYERS = [
-    Column("layer"),
-    Column("channels", right=True),
-    Column("γ, learned", style=LEARNED),
-    Column("β, learned", style=LEARNED),
-    Column("batch mean, measured", style=MEASURED),
+    Column(LAYER_COLUMNS[0]),
+    Column(LAYER_COLUMNS[1], right=True),
+    *(Column(name, style=LEARNED) for name in LAYER_COLUMNS[2:4]),
+    Column(LAYER_COLUMNS[4], style=MEASURED),
 ]
 
 
-def _arm(name: str, arm: dict[str, Any]) -> tuple[str, ...]:
+def arm_cells(name: str, arm: dict[str, Any]) -> tuple[str, ...]:
+    """Return an arm's row of the table of arms."""
     accuracies = (_number(arm.get(f"{split}_accuracy"), ".2%") for split in ("test", "train"))
     return name, arm["status"], *accuracies, _number(arm.get("steps"), ","), _number(arm.get("seconds"), ".1f")
 
 
-def _layer(layer: dict[str, Any]) -> tuple[str, ...]:
+def layer_cells(layer: dict[str, Any]) -> tuple[str, ...]:
+    """Return a layer's row of the table of layers."""
     learned = [_story(layer[q]) if layer["affine"] else "none: affine=False" for q in ("gamma", "beta")]
     return layer["name"] or "(the model itself)", str(layer["channels"]), *learned, _story(layer["batch_mean"])
 

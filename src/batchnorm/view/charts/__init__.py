@@ -1,22 +1,26 @@
 """The charts, in Altair: each made once, for the page, a PNG and a notebook."""
 
 from .arms import arms_curves, arms_final
+from .heat import heat
 from .layers import bands, gradients, owned, running_mean, running_variance
-from .panels import learned, main, measured, parameters
+from .offline import OfflineChart
+from .panels import both, learned, measured, parameters
 from .theme import DARK, FONT, LIGHT, Palette, config
 
 __all__ = [
     "DARK",
     "FONT",
     "LIGHT",
+    "OfflineChart",
     "Palette",
     "arms_curves",
     "arms_final",
     "bands",
+    "both",
     "config",
     "gradients",
+    "heat",
     "learned",
-    "main",
     "measured",
     "owned",
     "parameters",

@@ -177,9 +177,8 @@ def learned(trace: alt.Data, probes: alt.Data | None = None, *, width: int = 560
     return _with_strip("learned", trace, probes, width, height)
 
 
-def main(trace: alt.Data, probes: alt.Data | None, *, subtitle: str, step: int, probe: int) -> Any:
-    """Return both panels side by side under the headline: the picture for a PNG or a notebook."""
+def both(trace: alt.Data, probes: alt.Data | None) -> list[Any]:
+    """Return both panels, each under what it says: side by side they are the picture for a PNG or a notebook."""
     left = measured(trace, probes).properties(title=alt.Title(MEASURED[0], subtitle=MEASURED[1]))
     right = learned(trace, probes).properties(title=alt.Title(LEARNED[0], subtitle=LEARNED[1]))
-    title = alt.Title(HEADLINE, subtitle=subtitle, fontSize=22)
-    return alt.hconcat(left, right, spacing=40).properties(title=title).add_params(*parameters(step, probe))
+    return [left, right]

@@ -72,8 +72,11 @@ def config(palette: Palette) -> dict[str, Any]:
         "push": {"color": palette.gradient, "fontWeight": "bold", "dx": 12, "baseline": "middle"},
         "would-reach": {"color": palette.text, "strokeWidth": 2, "strokeDash": [4, 3]},
         "would-now": {"color": palette.text, "filled": False, "opacity": 1, "size": 70},
+        "broken-cell": {"color": palette.text, "strokeWidth": 1.5, "shape": "M-1,-1L1,1M-1,1L1,-1", "size": 50},
         "broken": {"color": palette.text, "strokeWidth": 1.5, "shape": "cross", "size": 40},
     }
+    for role in ("measured", "learned", "gradient", "tracked"):
+        style[f"{role}-cell"] = {"color": getattr(palette, role)}
     for role in ("measured", "learned", "gradient"):
         colour = getattr(palette, role)
         style |= {

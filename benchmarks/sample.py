@@ -1,0 +1,93 @@
+"""Makes the sample run that `batchnorm report --sample` shows: make sample, minutes.
+
+It trains the experiment in which gamma and beta alone learn, with a small convolutional network on scikit-learn's digits,
+and keeps evenly spaced records of it, so that the package carries little. What it cannot thin it keeps whole: files that
+the recorder comes to write in another version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from batchnorm.runs import Run, open_run
+from batchnorm.runs.journal import Journal, read_frames
+from batchnorm.runs.lines import Lines, read_lines
+from batchnorm.runs.schema import PROBES, RESULTS, RUN, SCALARS, STATS, VECTORS
+from batchnorm.view.sample import FOLDER
+from batchnorm.view.select import thin
+
+TRAIN = ["--experiment", "gamma-beta", "--model", "cnn", "--epochs", "40"]
+STEPS, PROBED = 32, 3
+MOST_BYTES = 400_000
+# By the file, how many records of it an arm keeps; of the arms beside the main one fewer, for they show less.
+KEPT = {STATS: STEPS, VECTORS: STEPS, SCALARS: STEPS, PROBES: PROBED}
+BESIDE = {"fixed": {VECTORS: 8, PROBES: 0}, "per-batch": {PROBES: 0}}
+DESCRIBED = (RUN, RESULTS)
+LEFT_OUT = ("report.html", "checkpoint.pt", ".lock")
+
+
+def make(run: Run, out: Path) -> None:
+    """Write what is kept of an experiment into a new folder."""
+    out.mkdir(parents=True)
+    for name in DESCRIBED:
+        shutil.copyfile(run.path / name, out / name)
+    for name, arm in run.arms.items():
+        (out / name).mkdir()
+        kept = {**KEPT, **BESIDE.get(name, {})}
+        for file in sorted(arm.path.iterdir()):
+            if file.name not in LEFT_OUT:
+                _thinned(file, out / name / file.name, kept)
+
+
+def _thinned(file: Path, out: Path, kept: dict[str, int]) -> None:
+    """Copy a file of a run, or so many evenly spaced records of it; none where it is to keep none."""
+    if file.name not in kept:
+        shutil.copyfile(file, out)
+    elif file.suffix == ".jsonl":
+        rows, _ = read_lines(file)
+        lines = Lines(out)
+        lines.append([rows[i] for i in _some(len(rows), kept[file.name])])
+        lines.close()
+    elif kept[file.name]:
+        frames = read_frames(file)
+        with Journal(out) as journal:
+            journal.append(
+                [(int(frames.steps[i]), bytes(frames.payload(i))) for i in _some(len(frames), kept[file.name])]
+            )
+
+
+def _some(count: int, most: int) -> list[int]:
+    return thin(count, most).tolist() if count else []
+
+
+def main() -> None:
+    """Train, keep, and put it where the package has it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, help="an experiment that was trained already")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        path = given.run
+        if path is None:
+            path = Path(scratch) / "trained"
+            subprocess.run([sys.executable, "-m", "batchnorm", "train", *TRAIN, "--out", str(path)], check=True)
+        made = Path(scratch) / "sample"
+        make(open_run(path), made)
+        size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
+        if size > MOST_BYTES:
+            sys.exit(f"the sample has {size:,} bytes, and may have {MOST_BYTES:,}: keep fewer records")
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        shutil.copytree(made, FOLDER)
+    sample = open_run(FOLDER)
+    steps = np.unique(np.concatenate([arm.steps for arm in sample.arms.values()]))
+    print(f"{FOLDER}: {size:,} bytes, {len(steps)} steps, damage {sample.damage}")
+
+
+if __name__ == "__main__":
+    main()
