@@ -21,7 +21,7 @@ import pytest
 from mutation import mutate_bytes, mutate_run
 from odd_checkpoints import mutate_state
 from odd_data import WRITERS
-from synthetic import layer, probe_values, story, write_run
+from synthetic import layer, probe_values, sgd_steps, story, write_run
 from typer.testing import CliRunner
 
 from batchnorm.cli import app
@@ -81,7 +81,13 @@ def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     values = [story(info, 12, i) for i, info in enumerate(infos)]
     alert = {"step": 3, "layer": "a", "quantity": "gamma", "what": "nonfinite", "count": 1}
     plain = write_run(
-        root / "plain", infos, values, probes=probe_values([3, 9], 3, 5), alerts=[alert], meta={"lr": 0.1}
+        root / "plain",
+        infos,
+        values,
+        probes=probe_values([3, 9], 3, 5),
+        updates=sgd_steps(values, [0, 1, 8]),
+        alerts=[alert],
+        meta={"lr": 0.1},
     )
     (plain / "scalars.jsonl").write_text('{"step":0,"loss":1.5}\n{"step":1,"loss":"nan","more":2}\n')
     singles = {"min": 0.4, "median": 0.5, "max": 0.6, "all": [0.4, 0.5, 0.6]}

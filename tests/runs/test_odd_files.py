@@ -7,13 +7,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from synthetic import layer, story, write_run
+from synthetic import layer, sgd_steps, story, write_run
 from typer.testing import CliRunner
 
 from batchnorm.cli import app
 from batchnorm.runs import list_runs, open_run
+from batchnorm.runs.explain import explain
 from batchnorm.runs.journal import frame
-from batchnorm.runs.schema import ALERTS, MOST_LAYERS, PROBES, RUN, SCALARS, STATS, VECTORS
+from batchnorm.runs.schema import ALERTS, MOST_LAYERS, OPTIMIZERS, PROBES, RUN, SCALARS, STATS, UPDATES, VECTORS
 
 INFO = layer("bn", 3)
 
@@ -44,7 +45,7 @@ def to_device(path):
     path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("name", [STATS, VECTORS, PROBES, SCALARS, ALERTS, "results.json"])
+@pytest.mark.parametrize("name", [STATS, VECTORS, PROBES, UPDATES, SCALARS, ALERTS, OPTIMIZERS, "results.json"])
 @pytest.mark.parametrize("become", [to_folder, to_fifo, to_device], ids=lambda become: become.__name__)
 def test_only_regular_files_are_opened(run, name, become):
     become(run / name)
@@ -189,6 +190,65 @@ def test_integers_of_any_size_are_scalars(run, tmp_path):
     said = invoke("export", run, "--out", tmp_path / "tables")
     assert said.exit_code == 1
     assert "scalars make no table" in said.stderr
+
+
+def spoiled_lines(run, change):
+    lines = [change(json.loads(line)) for line in (run / OPTIMIZERS).read_text().splitlines()]
+    (run / OPTIMIZERS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+ODD_OPTIONS = [{"lr": "fast"}, {"lr": 10**400}, {"optimizer": 3}, {"state": None}, {"steps": "nan"}, {"skipped": 1}]
+
+
+@pytest.mark.parametrize("odd", ODD_OPTIONS, ids=lambda odd: next(iter(odd)))
+def test_options_of_other_types(tmp_path, odd):
+    values = [story(INFO, 5)]
+    path = write_run(tmp_path / "run", [INFO], values, updates=sgd_steps(values, [0, 1, 4]))
+    assert [update.step for update in open_run(path).updates("bn")] == [0, 1, 4]
+    spoiled_lines(path, lambda line: {**line, **(odd if line["step"] == 4 else {})})
+    run = open_run(path)
+    assert [update.step for update in run.updates("bn")] == [0, 1]
+    assert [line.split(":")[0] for line in run.damage] == [OPTIMIZERS]
+
+
+EXTREMES = [0, -1, 1e308, 5e-324, True, float("inf"), float("nan")]
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_options_of_any_value_are_computed_with(tmp_path, name):
+    values = [story(INFO, 5)]
+    path = write_run(tmp_path / "run", [INFO], values, updates=sgd_steps(values, [3]))
+    said = ["lr", "momentum", "dampening", "nesterov", "weight_decay", "beta1", "beta2", "eps", "amsgrad", "maximize"]
+    facts = {"optimizer": name, "state": "momentum_buffer exp_avg_sq a b c d e", "steps": -2.5}
+    for extreme in EXTREMES:
+        odd = {key: str(extreme) if isinstance(extreme, float) and extreme - extreme else extreme for key in said}
+        spoiled_lines(path, lambda line, odd=odd: {**line, **odd, **facts})
+        run = open_run(path)
+        assert run.damage == []
+        assert isinstance(explain(run.updates("bn")[0], 2, "beta").predicted, float)
+
+
+def test_updates_without_their_lines_and_frames_of_another_size(tmp_path):
+    values = [story(INFO, 5)]
+    path = write_run(tmp_path / "run", [INFO], values, updates=sgd_steps(values, [0, 1, 4]))
+    lines = (path / OPTIMIZERS).read_text().splitlines(keepends=True)
+    (path / OPTIMIZERS).write_text("".join(lines[:2]))
+    run = open_run(path)
+    assert [update.step for update in run.updates("bn")] == [0, 1]
+    assert run.damage == [f"{UPDATES}: {OPTIMIZERS} lacks lines of step 4: what they are of is left out"]
+    with open(path / UPDATES, "ab") as file:
+        file.write(frame(5, b"1234"))
+    assert "frame of an impossible length (4 bytes)" in open_run(path).damage[0]
+
+
+def test_worked_steps_of_many_channels_take_no_memory(run):
+    facts = json.loads((run / RUN).read_text())
+    facts["layers"][0]["channels"] = 60_000_000
+    (run / RUN).write_text(json.dumps(facts))
+    tracemalloc.start()
+    assert open_run(run).updates("bn") == []
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
 
 
 def test_probes_of_negative_variances(tmp_path):

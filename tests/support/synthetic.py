@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from batchnorm.runs.journal import Journal
-from batchnorm.runs.schema import PROBES, QUANTITIES, STATS, VECTORS, LayerInfo, stats_dtype
+from batchnorm.runs.lines import Lines
+from batchnorm.runs.schema import OPTIMIZERS, PROBES, QUANTITIES, STATS, UPDATES, VECTORS, LayerInfo, stats_dtype
+from batchnorm.runs.update import Row, encode, kept_channels
 
 Values = Mapping[str, np.ndarray]  # quantity -> (T, C)
 
@@ -69,6 +71,7 @@ def write_run(
     steps: Sequence[int] | None = None,
     vectors_every: int = 1,
     probes: Mapping[int, np.ndarray] | None = None,  # step -> (B, 2, channels of all layers): mean, var
+    updates: Mapping[int, Sequence[Sequence[Row]]] | None = None,  # step -> of each layer, as of `sgd_steps`
     alerts: Iterable[Mapping[str, Any]] = (),
     meta: Mapping[str, Any] | None = None,
     status: str = "finished",
@@ -117,7 +120,34 @@ def write_run(
             ends = np.cumsum([info.channels for info in layers])[:-1]
             blocks = [part.reshape(len(of_step), -1) for part in np.split(of_step, ends, axis=2)]
             journal.append([(step, np.concatenate(blocks, axis=1).astype("<f4").tobytes())])
+    kept = kept_channels(layers)
+    with Journal(path / UPDATES) as journal:
+        lines = Lines(path / OPTIMIZERS)
+        for step, changes in (updates or {}).items():
+            payload, rows = encode(step, kept, changes)
+            lines.append(rows)
+            journal.append([(step, payload)])
+        lines.close()
     return path
+
+
+def sgd_steps(values: Sequence[Values], steps: Iterable[int], lr: float = 0.5) -> dict[int, list[list[Row]]]:
+    """Steps of plain SGD from gamma and beta along their gradients, for every layer that has them."""
+    facts = {"lr": lr, "optimizer": "SGD", "state": "", "steps": 0, "skipped": False, "dtype": "float32"}
+    return {
+        step: [
+            [
+                (
+                    q,
+                    [of_layer[name][step], slope := of_layer[f"{name}_grad"][step], of_layer[name][step] - lr * slope],
+                    facts,
+                )
+                for q, name in enumerate(("gamma", "beta"))
+            ]
+            for of_layer in values
+        ]
+        for step in steps
+    }
 
 
 def probe_values(steps: Sequence[int], batches: int, channels: int, seed: int = 1) -> dict[int, np.ndarray]:

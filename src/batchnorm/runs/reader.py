@@ -23,6 +23,7 @@ from .schema import (
     F4,
     FORMAT,
     MOST_CHANNELS,
+    OPTIMIZERS,
     PROBED,
     PROBES,
     QUANTITIES,
@@ -30,12 +31,14 @@ from .schema import (
     RUN,
     SCALARS,
     STATS,
+    UPDATES,
     VECTORS,
     Results,
     RunFacts,
     stats_dtype,
     vector_starts,
 )
+from .update import Update, Updates, kept_channels, payload_bytes
 
 if TYPE_CHECKING:
     from ..view.plots import Plots
@@ -149,6 +152,20 @@ class Run:
             row[: len(values)] = values[:, start : start + channels]
         return self._probes.steps, out
 
+    def updates(self, layer: str) -> list[Update]:
+        """Worked steps: gamma and beta before and after a step, with all that the optimizer made one from the other of.
+
+        A few are kept of a run: records 0 to 5, and from each power of two on a pair. `runs.explain.explain` spells out
+        the arithmetic.
+
+        Args:
+            layer: a name from `layers`.
+        Returns:
+            One `Update` a step of the optimizer, ascending; steps in which it had nothing to do with the layer are left
+            out.
+        """
+        return self._updates.of(self._layer(layer))
+
     def scalars(self) -> list[dict[str, Any]]:
         """The lines of `Recorder.log`, each with its "step"."""
         return self._scalars[0]
@@ -164,8 +181,11 @@ class Run:
             self._stats.damage,
             self._vectors.damage,
             self._probes.damage,
+            self._update_frames.damage,
+            self._updates.damage,
             self._scalars[1],
             self._alerts[1],
+            self._optimizers[1],
             self._results[1],
             *self._arms[1],
         )
@@ -239,6 +259,15 @@ class Run:
         return _alike(self._frames(PROBES, lambda length: size > 0 and length > 0 and length % size == 0), size)
 
     @cached_property
+    def _update_frames(self) -> Frames:
+        size = payload_bytes(kept_channels(self.layers))
+        return self._frames(UPDATES, lambda length: length == size > 0)
+
+    @cached_property
+    def _updates(self) -> Updates:
+        return Updates(self.layers, self._update_frames, self._optimizers[0])
+
+    @cached_property
     def _records(self) -> np.ndarray:
         return _equal_payloads(self._stats, stats_dtype(self.layers))
 
@@ -249,6 +278,10 @@ class Run:
     @cached_property
     def _alerts(self) -> tuple[list[dict[str, Any]], str | None]:
         return read_lines(self.path / ALERTS)
+
+    @cached_property
+    def _optimizers(self) -> tuple[list[dict[str, Any]], str | None]:
+        return read_lines(self.path / OPTIMIZERS)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

@@ -13,7 +13,8 @@ from msgspec import Meta
 FORMAT = 1
 RUN = "run.json"
 STATS, VECTORS, PROBES = "stats-0001.bin", "vectors-0001.bin", "probes-0001.bin"
-SCALARS, ALERTS = "scalars.jsonl", "alerts.jsonl"
+UPDATES = "updates-0001.bin"
+SCALARS, ALERTS, OPTIMIZERS = "scalars.jsonl", "alerts.jsonl", "optimizers.jsonl"
 RESULTS = "results.json"
 
 QUANTITIES = (
@@ -27,6 +28,7 @@ QUANTITIES = (
     "running_var",
 )
 PROBED = QUANTITIES[:2]
+LEARNED = ("gamma", "beta")
 COLUMNS = ("min", "p05", "p25", "p50", "p75", "p95", "max", "mean", "nonfinite")
 
 # Little-endian on every machine, so that a run can be read where it was not written.
@@ -42,6 +44,9 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 MOST_CHANNELS = (2**31 - 1) // (4 * len(QUANTITIES))
 MOST_LAYERS = 20_000
 MOST_ARMS = 1_000
+
+# The file of worked steps stays below 16 MiB in ten million records, of which 50 are worked; 48 bytes a channel.
+MOST_UPDATED = (16 << 20) // 50 // 48
 
 
 @dataclass(frozen=True)
@@ -125,3 +130,14 @@ def vector_starts(layers: Sequence[LayerInfo], quantities: int) -> np.ndarray:
     """Where each layer's (quantities, channels) block starts, in float32s; last, the length of all."""
     lengths = [0] + [quantities * layer.channels for layer in layers]
     return np.cumsum(lengths, dtype=np.int64)
+
+
+def spread(channels: int, most: int) -> np.ndarray:
+    """All channels, or so many of them, evenly spaced from the first to the last: ascending, int64.
+
+    Example:
+        >>> spread(3, 128).tolist(), spread(9, 5).tolist()
+        ([0, 1, 2], [0, 2, 4, 6, 8])
+    """
+    kept = min(channels, most)
+    return np.arange(channels) if kept == channels else np.arange(kept) * (channels - 1) // max(1, kept - 1)

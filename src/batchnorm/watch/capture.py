@@ -133,8 +133,8 @@ class Capture:
         fetch = self._send_all(moments, extras, state, slopes, exact=not taken.isdisjoint((Way.M2, Way.VARIANCE)))
         # A layer that once ran past its hook, or had to be inverted, may at any step.
         self._reads_counters = self._reads_counters or Way.INVERT in taken or self.unseen()
-        fetch_counts = _send(device_counts + more_device_counts)
-        fetch_counters = _send(self._counters()) if self._reads_counters or index is None else None
+        fetch_counts = send(device_counts + more_device_counts)
+        fetch_counters = send(self._counters()) if self._reads_counters or index is None else None
 
         def flats() -> Flats:
             batch, rest, parameters, grads = fetch()
@@ -167,7 +167,7 @@ class Capture:
         slopes, more = self._gradients()
         if scale is not None:
             slopes = [slope / scale for slope in slopes]
-        fetch, fetch_slopes = snapshot.fetch, _send(slopes)
+        fetch, fetch_slopes = snapshot.fetch, send(slopes)
         snapshot.present = [bits | extra for bits, extra in zip(snapshot.present, more, strict=True)]
         snapshot.fetch = lambda: fetch()._replace(gradients=fetch_slopes()[0])
 
@@ -196,9 +196,9 @@ class Capture:
         """Send these four, in this order; `exact` moments are float64 and go apart, for mixing types is slow."""
         c = self._channels
         if exact:
-            batch, rest = _send([*moments, *extras], 2 * c), _send([*state, *slopes], 4 * c)
+            batch, rest = send([*moments, *extras], 2 * c), send([*state, *slopes], 4 * c)
             return lambda: batch() + rest()
-        whole = _send([*moments, *state, *slopes, *extras], 2 * c, 6 * c, (8 if slopes else 6) * c)
+        whole = send([*moments, *state, *slopes, *extras], 2 * c, 6 * c, (8 if slopes else 6) * c)
 
         def fetch() -> list[np.ndarray]:
             batch, parameters, grads, more = whole()
@@ -231,7 +231,7 @@ def _host_count(count: int | Tensor, device_counts: list[Tensor]) -> int:
 
 
 @torch.no_grad()
-def _send(tensors: list[Tensor], *edges: int) -> Callable[[], list[np.ndarray]]:
+def send(tensors: list[Tensor], *edges: int) -> Callable[[], list[np.ndarray]]:
     """Start the tensors' way to the host, in one copy; call the result for their numbers, cut at the edges."""
     if not tensors:
         return lambda: [np.empty(0, np.float32)] * (len(edges) + 1)

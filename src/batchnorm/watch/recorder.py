@@ -22,13 +22,14 @@ from ..runs.folder import create_folder, end_folder, reopen_folder
 from ..runs.journal import HEADER
 from ..runs.lines import Lines, to_jsonable
 from ..runs.lock import Lock
-from ..runs.schema import F4, QUANTITIES, SCALARS, LayerInfo, vector_starts
+from ..runs.schema import F4, PROBES, QUANTITIES, SCALARS, LayerInfo, vector_starts
 from .capture import Capture
 from .layers import choose
 from .probe import probe
 from .schedule import MEASURED_SHARE, EveryKth, Plan, Schedule, WithinShare
-from .snapshot import Snapshot
+from .snapshot import Extra, Snapshot
 from .steps import Steps, holds, innermost
+from .updates import Updates
 from .writer import Writer
 
 
@@ -61,7 +62,7 @@ def watch(
         layers: names of the layers to watch, or patterns such as "encoder.*"; None for all, [] for none (`log` only).
         meta: anything JSON can hold, kept in run.json.
         resume_step: go on in an existing log_dir as if the steps from this one on had never been taken.
-        vector_bytes: budget of the file of whole vectors; 0 keeps none.
+        vector_bytes: budget of the file of whole vectors; 0 keeps none, and no worked steps.
         every_rank: in a process group, record on every rank, each in a log_dir of its own; else on the first alone.
         on_step: called with each record as a plain dict, {"step": 3, "bn/<layer>/gamma_mean": 1.0, ...}, for a logger:
             in the training's thread, some steps later, when the record is on disk. What it raises becomes a warning.
@@ -124,7 +125,8 @@ def watch(
     frame_bytes = int(vector_starts(infos, len(QUANTITIES))[-1]) * F4.itemsize + HEADER.size
     schedule = Schedule.within(vector_bytes, frame_bytes)
     writer = Writer(lock.path, infos, schedule, resume_step, on_step is not None) if lock else None
-    return Recorder(model, chosen, optimizer, every, lock, writer, resume_step or 0, on_step)
+    updates = Updates(chosen, wanted=vector_bytes > 0)
+    return Recorder(model, chosen, optimizer, every, lock, writer, updates, resume_step or 0, on_step)
 
 
 def _timed(method: Callable[..., None]) -> Callable[..., None]:
@@ -172,6 +174,7 @@ class Recorder:
         every: int | Literal["auto"],
         lock: Lock | None,
         writer: Writer | None,
+        updates: Updates,
         first_step: int,
         on_step: Callable[[dict[str, float]], object] | None,
     ) -> None:
@@ -181,9 +184,11 @@ class Recorder:
         self._layers = layers
         self._first = self._next = first_step  # the step to come, or under way
         self._writer = writer
+        self._updates = updates
         self._on_step = on_step
         self._scalars = Lines(lock.path / SCALARS, first_step) if lock else None
         self._snapshot: Snapshot | None = None  # of the step under way, once its forward is over
+        self._worked: Extra | None = None  # the step under way, whole, if it was chosen and is taken
         self._index: int | None = None  # of the record of the step under way, if it is recorded
         self._probes = 0
         self._begin = perf_counter()
@@ -259,7 +264,7 @@ class Recorder:
             self._capture.switch.paused = False
         if self._layers:
             self._probes += 1
-            self._submit((self._current, values))
+            self._submit(Extra(self._current, lambda: {PROBES: values.tobytes()}))
 
     def flush(self) -> None:
         """Wait until all that was recorded is with the operating system: call it before writing a checkpoint.
@@ -336,6 +341,7 @@ class Recorder:
         self._snapshot = None
         if self._index is not None:
             scale = _scale(optimizer)
+            self._updates.before(self._next, self._index, optimizer, scale)
             self._snapshot = self._capture.take(
                 self._next, index=self._index, gradients=optimizer is not None, scale=scale
             )
@@ -343,14 +349,21 @@ class Recorder:
     @_timed
     @_guarded
     def add_gradients(self, optimizer: Optimizer | None) -> None:
-        if self._snapshot:
+        if self._snapshot and self._index is not None:
+            self._updates.before(self._next, self._index, optimizer, _scale(optimizer))
             self._capture.add_gradients(self._snapshot, _scale(optimizer))
+
+    @_timed
+    @_guarded
+    def moved(self, optimizer: Optimizer) -> None:
+        self._worked = self._updates.after(optimizer)
 
     @_timed
     def end(self, evaluations: int) -> None:
         stands = self._snapshot is not None and evaluations < 2
         self._finish_step()
-        self._snapshot = None
+        self._snapshot = self._worked = None
+        self._updates.forget()
         self._next += 1  # even if nothing is recorded any more: the training may count by `step`
         self._begin_step(stands)
         self._report()
@@ -360,6 +373,8 @@ class Recorder:
         if self._snapshot:
             self._snapshot.forwards = self._capture.forwards()  # a closure's later evaluations too
             self._submit(self._snapshot)
+        if self._worked:
+            self._submit(self._worked)
 
     @_guarded
     def _begin_step(self, stands: bool) -> None:
@@ -391,7 +406,7 @@ class Recorder:
             except Exception as error:  # a logger that is out of order is no reason to end a training
                 self._warn("on_step", f"on_step raised, the training goes on: {error!r}")
 
-    def _submit(self, item: Snapshot | tuple[int, Any]) -> None:
+    def _submit(self, item: Snapshot | Extra) -> None:
         if self._writer and self._goes_on():
             self._writer.submit(item)
 

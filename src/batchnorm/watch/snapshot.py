@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,6 +68,19 @@ class Snapshot:
     momenta: list[float | None]
     unbiased: list[bool]  # whether that is the variance that is tracked
     traced_counts: list[int]
+
+
+class Extra(NamedTuple):
+    """What is written beside the records: of a probe, of a worked step.
+
+    Attributes:
+        step: whose it is.
+        contents: made by the writer's thread: by the name of the file, in the order of writing, the payload of a frame
+            or rows of JSON.
+    """
+
+    step: int
+    contents: Callable[[], Mapping[str, bytes | Sequence[Mapping[str, Any]]]]
 
 
 class Group(NamedTuple):

@@ -38,6 +38,10 @@ class Listener(Protocol):
         """The gradients of the step that was taken without are there."""
         ...
 
+    def moved(self, optimizer: Optimizer) -> None:
+        """The optimizer has taken its step, whose gradients were there."""
+        ...
+
     def end(self, evaluations: int) -> None:
         """The step is over, after so many forwards and backwards of its closure, or 0."""
         ...
@@ -138,6 +142,7 @@ class Steps:
         if self._counts(optimizer):
             self._in_closure = False
             if self._given or self._taken:
+                self._listener.moved(optimizer)
                 self._end()
 
     def _observed(self, closure: Closure, optimizer: Optimizer) -> Closure:

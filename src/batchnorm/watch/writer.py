@@ -18,18 +18,21 @@ from ..runs.schema import (
     ALERTS,
     COLUMNS,
     F4,
+    OPTIMIZERS,
     PROBED,
     PROBES,
     QUANTITIES,
     STATS,
+    UPDATES,
     VECTORS,
     LayerInfo,
     stats_dtype,
     vector_starts,
 )
+from ..runs.update import kept_channels, payload_bytes
 from .digest import Digest
 from .schedule import Schedule
-from .snapshot import Snapshot
+from .snapshot import Extra, Snapshot
 
 # Snapshots wait this long for company: many at once cost the interpreter, which training needs too, hardly more than
 # one. It is also what a killed process loses, at most, of the steps it took.
@@ -60,17 +63,22 @@ class Writer:
         vectors = int(vector_starts(layers, len(QUANTITIES))[-1]) * F4.itemsize
         probes = int(vector_starts(layers, len(PROBED))[-1]) * F4.itemsize
         record = stats_dtype(layers).itemsize
+        updates = payload_bytes(kept_channels(layers))
         self._stats = Journal(path / STATS, before_step, lambda n: n == record)
         self._vectors = Journal(path / VECTORS, before_step, lambda n: n == vectors)
-        self._probes = Journal(path / PROBES, before_step, lambda n: probes > 0 and n % probes == 0)
+        self._extras = {
+            PROBES: Journal(path / PROBES, before_step, lambda n: probes > 0 and n % probes == 0),
+            UPDATES: Journal(path / UPDATES, before_step, lambda n: n == updates),
+        }
         self._alerts = Lines(path / ALERTS, before_step)
+        self._rows = {OPTIMIZERS: Lines(path / OPTIMIZERS, before_step)}
         before = read_frames(path / STATS, lambda n: n == record)
         self._digest = Digest(layers, schedule, _last_nonfinite(before, layers))
         self._layers, self._reports = layers, reports
         self.reports: deque[dict[str, float]] = deque()
         self.records = len(before)
         self.cpu_seconds = 0.0
-        self._queue: deque[Snapshot | tuple[int, np.ndarray]] = deque()
+        self._queue: deque[Snapshot | Extra] = deque()
         self._capacity = max(4, min(256, _QUEUE_BYTES // max(1, vectors)))
         self._submitted = self._written = 0  # each moved by one thread alone
         self._wake, self._hurry = threading.Event(), threading.Event()
@@ -79,8 +87,8 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="batchnorm-recorder", daemon=True)
         self._thread.start()
 
-    def submit(self, item: Snapshot | tuple[int, np.ndarray]) -> None:
-        """Queue a snapshot, or the (batches, numbers) of a probe at a step; waits while the queue is full."""
+    def submit(self, item: Snapshot | Extra) -> None:
+        """Queue what is to be written; waits while the queue is full."""
         while len(self._queue) >= self._capacity and self._thread.is_alive():
             self._hurry.set()
             time.sleep(0.001)
@@ -119,7 +127,13 @@ class Writer:
         finally:
             try:
                 with ExitStack() as stack:
-                    for file in (self._stats, self._vectors, self._probes, self._alerts):
+                    for file in (
+                        self._stats,
+                        self._vectors,
+                        *self._extras.values(),
+                        self._alerts,
+                        *self._rows.values(),
+                    ):
                         stack.callback(file.close)
             except OSError as error:
                 self.error = self.error or error
@@ -138,10 +152,14 @@ class Writer:
                     self.reports.extend(flat_numbers(self._layers, step, row) for step, row in records.stats)
             if records.vectors:
                 self._vectors.append(records.vectors)
-        probes = [(item[0], item[1].tobytes()) for item in items if not isinstance(item, Snapshot)]
-        if probes:
-            self._probes.append(probes)
-        for journal in (self._stats, self._vectors, self._probes):
+        for extra in items:
+            if isinstance(extra, Extra):
+                for name, content in extra.contents().items():
+                    if isinstance(content, bytes):
+                        self._extras[name].append([(extra.step, content)])
+                    else:
+                        self._rows[name].append(content)
+        for journal in (self._stats, self._vectors, *self._extras.values()):
             journal.sync()
         self._written += len(items)
 
