@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_lines_break_between_words_alone(width, capsys):
     assert all(cell_len(line) <= width or line in words for line in lines)
     assert not any(line.startswith("%") for line in lines)
     # As full as can be: the first word of a line had no room on the one before.
-    for line, after in zip(lines, lines[1:], strict=False):
+    for line, after in itertools.pairwise(lines):
         first = next(word for word in words if after.startswith(word))
         assert cell_len(f"{line} {first}") > width
 

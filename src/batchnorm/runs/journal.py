@@ -18,6 +18,7 @@ import os
 import struct
 import time
 import zlib
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ MAGIC = b"BNJ1"
 HEADER = struct.Struct("<4sIIq")
 _CHECKED = struct.Struct("<Iq")  # the part of the header that the checksum covers, beside the payload
 _SYNC_SECONDS = 1.0
+TORN = "torn frame"  # the rest may still come
 
 
 def frame(step: int, payload: bytes) -> bytes:
@@ -57,7 +59,7 @@ class Frames:
         damage: one line saying what stopped the reading, or None when the file ends with a whole frame.
     """
 
-    data: bytes
+    data: bytes | memoryview
     steps: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
@@ -82,29 +84,68 @@ def read_frames(path: str | os.PathLike[str], is_valid: Callable[[int], bool] = 
         data = Path(path).read_bytes()
     except FileNotFoundError:
         data = b""
-    view = memoryview(data)
-    at, steps, starts, fault = 0, [], [], None
-    while at < len(data):
-        fault = _fault(view, at, is_valid, steps[-1] if steps else None)
-        if fault:
-            break
-        _, length, _, step = HEADER.unpack_from(data, at)
-        steps.append(step)
-        starts.append(at + HEADER.size)
-        at += HEADER.size + length
-    damage = None
-    if fault:
-        place = f"{Path(path).name}: {fault} at byte {at} of {len(data)}"
-        damage = f"{place}; kept the {len(steps)} whole frames before it"
-    begin = np.array(starts, np.int64)
-    ends = np.append(begin[1:] - HEADER.size, at) if starts else begin
-    return Frames(data[:at] if fault else data, np.array(steps, np.int64), begin, ends - begin, damage)
+    scan = Scan()
+    scan.go_on(memoryview(data), is_valid)
+    kept = data[: scan.at] if scan.fault else data
+    return scan.frames(kept, Path(path).name, len(data))
+
+
+class Scan:
+    """Where the good frames of a journal are, as far as it has been read.
+
+    Attributes:
+        at: the end of the last good one, in bytes.
+        fault: what is wrong with what follows, `TORN` or worse; None where nothing does.
+    """
+
+    def __init__(self) -> None:
+        self.at = 0
+        self.fault: str | None = None
+        self._steps, self._starts = array("q"), array("q")
+
+    def go_on(self, view: memoryview, is_valid: Callable[[int], bool]) -> None:
+        """Check the frames from `at` on.
+
+        Args:
+            view: the file from its beginning, or so much of it as has been read.
+            is_valid: as in `read_frames`.
+        """
+        self.fault = None
+        while self.at < len(view):
+            self.fault = _fault(view, self.at, is_valid, self._steps[-1] if self._steps else None)
+            if self.fault:
+                return
+            _, length, _, step = HEADER.unpack_from(view, self.at)
+            self._steps.append(step)
+            self._starts.append(self.at + HEADER.size)
+            self.at += HEADER.size + length
+
+    @property
+    def last(self) -> int:
+        """Where the last good frame begins; 0 without any."""
+        return self._starts[-1] - HEADER.size if self._starts else 0
+
+    def frames(self, data: bytes | memoryview, name: str, size: int) -> Frames:
+        """The frames so far.
+
+        Args:
+            data: the file up to `at`.
+            name: the file's, for the line that says what stopped the reading.
+            size: of the file, in bytes.
+        """
+        damage = None
+        if self.fault:
+            place = f"{name}: {self.fault} at byte {self.at} of {size}"
+            damage = f"{place}; kept the {len(self._steps)} whole frames before it"
+        begin = np.array(self._starts, np.int64)
+        ends = np.append(begin[1:] - HEADER.size, self.at) if len(begin) else begin
+        return Frames(data, np.array(self._steps, np.int64), begin, ends - begin, damage)
 
 
 def _fault(view: memoryview, at: int, is_valid: Callable[[int], bool], previous: int | None) -> str | None:
     """What is wrong with the frame at byte `at`, or None."""
     if len(view) - at < HEADER.size:
-        return "torn frame"
+        return TORN
     magic, length, crc, step = HEADER.unpack_from(view, at)
     if magic != MAGIC:
         return "not a frame"
@@ -112,7 +153,7 @@ def _fault(view: memoryview, at: int, is_valid: Callable[[int], bool], previous:
         return f"frame of an impossible length ({length} bytes)"
     payload = view[at + HEADER.size : at + HEADER.size + length]
     if len(payload) < length:
-        return "torn frame"
+        return TORN
     if _checksum(step, payload) != crc:
         return "frame with a wrong checksum"
     if previous is not None and step < previous:

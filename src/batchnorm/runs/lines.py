@@ -33,20 +33,38 @@ def _from_jsonable(value: Any) -> Any:
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:
     """The objects up to the first bad line, and one line saying what was wrong with that one, or None."""
-    rows: list[dict[str, Any]] = []
     try:
-        lines = read_regular(path).split(b"\n")
+        data = read_regular(path)
     except FileNotFoundError:
-        return rows, None
+        return [], None
     except ValueError as error:
-        return rows, str(error)
-    *whole, rest = lines  # a whole line ends with a newline: what follows the last one is torn
-    for number, line in enumerate(whole, 1):
-        row = _parse(line)
+        return [], str(error)
+    rows: list[dict[str, Any]] = []
+    at, is_garbage = add_rows(rows, data)
+    return rows, damage_of(path.name, rows, is_garbage, is_torn=at < len(data))
+
+
+def add_rows(rows: list[dict[str, Any]], data: bytes) -> tuple[int, bool]:
+    """Append the objects of the whole lines in `data`; return where the last good one ends, and if a bad one follows.
+
+    A whole line ends with a newline: what follows the last one is torn.
+    """
+    at = 0
+    while (end := data.find(b"\n", at)) >= 0:
+        row = _parse(data[at:end])
         if row is None:
-            return rows, f"{path.name}: garbage in line {number}; kept the {len(rows)} lines before it"
+            return at, True
         rows.append(row)
-    return rows, f"{path.name}: torn last line; kept the {len(rows)} lines before it" if rest else None
+        at = end + 1
+    return at, False
+
+
+def damage_of(name: str, rows: Sequence[object], is_garbage: bool, is_torn: bool) -> str | None:
+    """One line on what follows the good rows of a file; None where nothing does."""
+    kept = f"kept the {len(rows)} lines before it"
+    if is_garbage:
+        return f"{name}: garbage in line {len(rows) + 1}; {kept}"
+    return f"{name}: torn last line; {kept}" if is_torn else None
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -13,13 +12,11 @@ from msgspec import Meta
 
 from .._lazy import late
 from .frame import to_frame
-from .journal import Frames, read_frames
-from .lines import read_lines
+from .journal import Frames
 from .lock import LOCK, is_held
-from .parse import check_regular, parse, read_regular, typed
+from .parse import parse, read_regular, typed
 from .schema import (
     ALERTS,
-    COLUMNS,
     F4,
     FORMAT,
     MOST_CHANNELS,
@@ -38,6 +35,7 @@ from .schema import (
     stats_dtype,
     vector_starts,
 )
+from .sources import Columns, Files, Whole, fault_of
 from .update import Update, Updates, kept_channels, payload_bytes
 
 if TYPE_CHECKING:
@@ -67,10 +65,11 @@ class Run:
             them cost of the training's time, in its own thread and the writer's.
     """
 
-    def __init__(self, path: Path, facts: RunFacts) -> None:
+    def __init__(self, path: Path, facts: RunFacts, files: Files | None = None) -> None:
         self.path = path
+        self._files = files or Whole(path, _try_open)
         self.status = facts.status
-        if self.status == "running" and _fault_of(path / LOCK) is None and is_held(path) is False:
+        if self.status == "running" and fault_of(path / LOCK) is None and is_held(path) is False:
             self.status = "interrupted"
         self.created = facts.created
         self.meta = facts.meta or {}
@@ -114,15 +113,15 @@ class Run:
 
     def nonfinite(self, layer: str) -> np.ndarray:
         """How many values were not finite: (T, 8) float32, columns `QUANTITIES`; NaN where a quantity did not exist."""
-        return self._records["stats"][:, self._layer(layer), :, COLUMNS.index("nonfinite")]
+        return self._columns.nonfinite[self._layer(layer)]
 
     def counts(self, layer: str) -> np.ndarray:
         """Values a channel in the batch, (T,) int64; 0 where nothing was measured, -1 where it is not known."""
-        return self._records["count"][:, self._layer(layer)].astype(np.int64)
+        return self._columns.counts[self._layer(layer)].astype(np.int64)
 
     def forwards(self, layer: str) -> np.ndarray:
         """How often the layer ran in train mode within each recorded step, (T,) int32."""
-        return self._records["forwards"][:, self._layer(layer)].astype(np.int32)
+        return self._columns.forwards[self._layer(layer)].astype(np.int32)
 
     def vectors(self, layer: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
         """Whole vectors of a quantity: the steps that kept them, (K,) int64, and values, (K, C) float32."""
@@ -216,7 +215,7 @@ class Run:
 
     @cached_property
     def _arms(self) -> tuple[dict[str, Run], list[str]]:
-        opened = {name: _try_open(self.path / name) for name in self._arm_names}
+        opened = {name: self._files.arm(name) for name in self._arm_names}
         found = {name: run for name, run in opened.items() if isinstance(run, Run)}
         damage = [f"arm {name}: {said}" for name, said in opened.items() if isinstance(said, str)]
         return found, damage
@@ -238,30 +237,25 @@ class Run:
     def _probe_starts(self) -> np.ndarray:
         return vector_starts(self.layers, len(PROBED))
 
-    def _frames(self, name: str, is_valid: Callable[[int], bool]) -> Frames:
-        """The frames of a journal; none, and what is wrong, where no regular file is."""
-        fault = _fault_of(self.path / name)
-        return read_frames(self.path / name, is_valid) if fault is None else _no_frames(fault)
-
     @cached_property
     def _stats(self) -> Frames:
         size = stats_dtype(self.layers).itemsize
-        return self._frames(STATS, lambda length: length == size)
+        return self._files.frames(STATS, lambda length: length == size)
 
     @cached_property
     def _vectors(self) -> Frames:
         size = int(self._vector_starts[-1]) * F4.itemsize
-        return self._frames(VECTORS, lambda length: length == size)
+        return self._files.frames(VECTORS, lambda length: length == size)
 
     @cached_property
     def _probes(self) -> Frames:
         size = int(self._probe_starts[-1]) * F4.itemsize
-        return _alike(self._frames(PROBES, lambda length: size > 0 and length > 0 and length % size == 0), size)
+        return _alike(self._files.frames(PROBES, lambda length: size > 0 and length > 0 and length % size == 0), size)
 
     @cached_property
     def _update_frames(self) -> Frames:
         size = payload_bytes(kept_channels(self.layers))
-        return self._frames(UPDATES, lambda length: length == size > 0)
+        return self._files.frames(UPDATES, lambda length: length == size > 0)
 
     @cached_property
     def _updates(self) -> Updates:
@@ -272,16 +266,20 @@ class Run:
         return _equal_payloads(self._stats, stats_dtype(self.layers))
 
     @cached_property
+    def _columns(self) -> Columns:
+        return self._files.columns(self._records)
+
+    @cached_property
     def _scalars(self) -> tuple[list[dict[str, Any]], str | None]:
-        return read_lines(self.path / SCALARS)
+        return self._files.lines(SCALARS)
 
     @cached_property
     def _alerts(self) -> tuple[list[dict[str, Any]], str | None]:
-        return read_lines(self.path / ALERTS)
+        return self._files.lines(ALERTS)
 
     @cached_property
     def _optimizers(self) -> tuple[list[dict[str, Any]], str | None]:
-        return read_lines(self.path / OPTIMIZERS)
+        return self._files.lines(OPTIMIZERS)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -294,14 +292,23 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         ValueError: run.json is not a run's, or of a later format.
     """
     path = Path(path)
+    return Run(path, read_facts(path, read_text(path)))
+
+
+def read_text(path: Path) -> bytes:
+    """What run.json in a folder says; raises as `open_run` does where there is none, or no regular file."""
     try:
-        text = read_regular(path / RUN)
+        return read_regular(path / RUN)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path} is not a run: it has no {RUN}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not a run: {error}") from None
+
+
+def read_facts(path: Path, text: bytes) -> RunFacts:
+    """The facts in the text of a folder's run.json; raises as `open_run` does where they are no run's."""
     try:
-        return Run(path, _facts(text))
+        return _facts(text)
     except ValueError as error:
         raise ValueError(f"{path / RUN} does not describe a run: {error}") from None
 
@@ -339,22 +346,6 @@ def list_runs(root: str | os.PathLike[str] = "runs", refused: list[str] | None =
         refused += [said for said in opened if isinstance(said, str)]
     runs = [run for run in opened if isinstance(run, Run)]
     return sorted(runs, key=lambda run: (run.created, run.path.name), reverse=True)
-
-
-def _fault_of(path: Path) -> str | None:
-    """Why a file cannot be read; None where it can, or is not there."""
-    try:
-        check_regular(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        return str(error)
-    return None if os.access(path, os.R_OK) else f"{path.name}: no permission to read it"
-
-
-def _no_frames(damage: str) -> Frames:
-    none = np.empty(0, np.int64)
-    return Frames(b"", none, none, none, damage)
 
 
 def _alike(frames: Frames, size: int) -> Frames:
