@@ -173,6 +173,7 @@ def test_what_is_missing_is_said():
     assert summarize(run)[-1] == "No results yet from none: the run is running."
 
 
+@pytest.mark.processes
 def test_no_torch():
     code = "import sys, batchnorm.view.words; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
