@@ -48,13 +48,17 @@ def why_pure() -> str | None:
     return None
 
 
-def fail(rule: str, happened: object) -> NoReturn:
+TAKE_TORCH = '`pip install torch "setuptools>=77" ninja`, then install batchnorm again with --no-build-isolation'
+TAKE_COMPILER = "name a compiler that knows C++20, as in CXX=clang++"
+
+
+def fail(rule: str, happened: object, cure: str) -> NoReturn:
     raise CompileError(
         f"""
 
 batchnorm: {rule}
   What happened: {happened}
-  Cure: `pip install torch "setuptools>=77" ninja`, then install batchnorm again with `--no-build-isolation`;
+  Cure: {cure};
   or set BATCHNORM_PURE=1 for a package without compiled operators, slower on CPUs. More in docs/installing.md.
 """
     )
@@ -67,6 +71,7 @@ class WithoutTorch(build_ext):
         fail(
             "compiling the operators needs torch 2.10 or newer where the package is built.",
             "there is none. pip and uv build apart from your environment unless told otherwise.",
+            TAKE_TORCH,
         )
 
 
@@ -75,11 +80,11 @@ def build_with_torch() -> type[build_ext]:
         def run(self) -> None:
             found = tuple(int(part) for part in torch.__version__.split(".")[:2])
             if found < OLDEST_TORCH:
-                fail("compiling the operators needs torch 2.10 or newer.", f"torch {torch.__version__} is installed.")
+                fail("compiling the operators needs torch 2.10 or newer.", f"there is {torch.__version__}.", TAKE_TORCH)
             try:
                 super().run()
             except Exception as error:
-                fail("the operators did not compile; the compiler's own message is above.", error)
+                fail("the operators did not compile; the compiler's own message is above.", error, TAKE_COMPILER)
 
         def get_ext_filename(self, name: str) -> str:
             return f"{name.replace('.', os.sep)}.so"  # no Python's name in it: the binary uses nothing of Python's

@@ -9,7 +9,7 @@ import batchnorm
 from batchnorm.ops.cpu import COMPILED
 
 pytest.importorskip("torch_abi_audit", reason="torch-abi-audit needs Python 3.11")
-import audit  # noqa: E402
+import audit
 
 pytestmark = [
     pytest.mark.processes,  # nm

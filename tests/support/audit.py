@@ -1,4 +1,4 @@
-"""What a wheel's binary asks of others: PyTorch's stable C functions since 2.10, and nothing of Python. Fails otherwise.
+"""What a binary asks of others: PyTorch's stable C functions since 2.10, and nothing of Python. Else it fails.
 
 python tests/support/audit.py WHEEL...
 """
