@@ -1,6 +1,8 @@
 # make demo: install and watch gamma and beta learn.   make test: install what the tests need and run them.
+# make quick: the tests that need no browser, no processes and no compiling; a minute.
 # make fuzz: spoiled runs, checkpoints and data files for an hour; the suite has half a minute of it.
-# make check: format, lint, types, who imports whom.   make bench, make wheel: measure, build.
+# make check: format, lint, types, who imports whom, workflows.   make bench: measure.
+# make wheel: the wheels of this platform, compiled and pure, audited, and tried with torch 2.10 and a new one (gigabytes).
 # make sanitize: the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer; compiling takes long.
 # make clang: the operators' tests with what Clang compiles. Needs Debian's clang, or another clang++.
 # make arm: what the operators compute, compiled for ARM and emulated, has this machine's bits. Needs Debian's packages
@@ -16,19 +18,26 @@ PYTHON ?= python3
 INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check fuzz bench gpu zoo wheel browser sanitize clang arm compat triton clean
+.PHONY: demo test quick check fuzz bench gpu zoo wheel sanitize clang arm compat triton clean
 
 demo: $(VENV)/.demo
 	$(BIN)/batchnorm train
+	@echo 'The command is $(BIN)/batchnorm; after `source $(BIN)/activate` it is `batchnorm`.'
 
-test: $(VENV)/.dev browser
+# The page is tested in a browser: Chromium or Chrome on the path, or Playwright's. Without one these tests are skipped,
+# and say so; with BATCHNORM_REQUIRE_BROWSER=1 they fail.
+test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest tests --numprocesses=2 -m 'not (browser or processes or slow)'
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/jactionlint --profile correctness --shellcheck=
 
 # A third of the time for each kind of file: runs, checkpoints, data. Another seed each day.
 FUZZ_SECONDS := 3600
@@ -62,28 +71,43 @@ $(ZOO)/.installed:
 	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check $(ZOO_MODELS)
 	touch $@
 
-wheel: $(VENV)/.dev
-	$(BIN)/python -m build --wheel --no-isolation
+# The binary finds torch's libraries in the process that loads it, so no wheel holds them.
+TORCHES := 2.10.0 2.14.1
+REPAIR = PATH=$(BIN):$$PATH auditwheel repair build/wheel/*.whl --exclude libc10.so --exclude libtorch_cpu.so --wheel-dir dist
+ifneq ($(shell uname),Linux)
+REPAIR = cp build/wheel/*.whl dist
+endif
+wheel: $(VENV)/.dev $(TORCHES:%=build/clean-%/.torch)
+	rm -rf build/wheel build/lib* build/bdist* dist/*.whl
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
+	BATCHNORM_PURE=1 $(BIN)/python -m build --wheel --no-isolation --outdir dist
+	$(REPAIR)
+	$(BIN)/python tests/support/audit.py dist/*.whl
+	for torch in $(TORCHES); do build/clean-$$torch/bin/python tests/support/installed.py dist/*.whl || exit 1; done
+	$(BIN)/python benchmarks/install.py dist/*.whl
 
-# torch comes first, because compiling the operators needs it: then no isolated build fetches a second one.
+build/clean-%/.torch:
+	@echo 'installing torch $* into build/clean-$*: gigabytes, if it comes with CUDA'
+	$(PYTHON) -m venv build/clean-$*
+	build/clean-$*/bin/python -m pip install --quiet --disable-pip-version-check torch==$*
+	touch $@
+
+# torch comes first: the operators are compiled with the torch that is installed.
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) setuptools wheel torch numpy
+	@echo 'installing torch into $(VENV): the largest download, minutes without a copy in the cache'
+	$(PIP) setuptools wheel ninja torch numpy
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch $(INSTALLED_BY)
+	@echo 'compiling the operators, a minute or two, and installing what the lab and its page need'
 	$(PIP) --no-build-isolation --editable '.[lab,report]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch $(INSTALLED_BY)
+	@echo 'compiling the operators, a minute or two, and installing what the tests need'
 	$(PIP) --no-build-isolation --editable '.[dev]'
 	touch $@ $(VENV)/.demo
-
-# The page is tested in a real browser: one on the path, else Playwright's, else the system's package.
-browser: $(VENV)/.dev
-	command -v chromium chromium-browser google-chrome >/dev/null || \
-	$(BIN)/playwright install chromium || \
-	(apt-get update && apt-get install --yes chromium)
 
 # In a copy of the package, so that what is installed stays as it is.
 # Leaks are Python's own, and torch frees with one library what it allocated with another.
@@ -132,11 +156,12 @@ triton: $(VENV)/.dev
 vpath %.cpp csrc tests/ops
 TORCH := 2.10.0
 OTHER := build/torch-$(TORCH)
-compat: wheel browser
+compat: $(VENV)/.dev
+	BATCHNORM_PURE= $(BIN)/python -m build --wheel --no-isolation --outdir $(OTHER)-wheel
 	$(PYTHON) -m venv $(OTHER)
 	grep -vE '^(torch|torchvision)==' constraints.txt > $(OTHER)/constraints.txt
 	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OTHER)/constraints.txt \
-	--force-reinstall --no-deps dist/batchnorm-*.whl
+	--force-reinstall --no-deps $(OTHER)-wheel/batchnorm-*.whl
 	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OTHER)/constraints.txt \
 	torch==$(TORCH) 'batchnorm[dev]'
 	$(OTHER)/bin/python -m pytest tests

@@ -2,8 +2,11 @@
 
 import native_forced
 import pytest
+import starts
 
 native_forced.if_asked()
+starts.watch()
+pytest_runtest_protocol = starts.pytest_runtest_protocol
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ def var_of(batch):
     return batch.var(0)
 
 
+@pytest.mark.processes
 def test_pooled_buffers_are_those_of_all_ranks_data():
     found = ranks.run(pooled, WORLD)
     own = [[torch.stack([of(b.double()) for b in batches(r)]).mean(0) for of in (mean_of, var_of)] for r in (1, 2)]
@@ -94,6 +95,7 @@ def trained(rank):
     return sizes, model.state_dict()
 
 
+@pytest.mark.processes
 def test_ranks_whose_data_ends_earlier_stay_in_step():
     found = ranks.run(trained, WORLD)
     assert [sizes for sizes, _ in found] == [[2, 2, 2], [2, 0, 0], [2, 0, 0]]
@@ -125,6 +127,7 @@ def ends(rank):
         dist.barrier()
 
 
+@pytest.mark.processes
 def test_a_rank_without_batches_and_torchs_join():
     found = ranks.run(ends, WORLD)
     assert {message for message, *_ in found} == {

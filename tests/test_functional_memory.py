@@ -83,6 +83,7 @@ print((peak() - before) / (4 * 16 * 64 * 128 * 128))
 """
 
 
+@pytest.mark.processes
 def test_the_peak_of_a_step_is_no_higher_than_torchs():
     """In tensors of x's size. Alive at ours' peak: x, y of the first, and y of the second or the first gradient."""
     peaks = {}

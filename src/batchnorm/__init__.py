@@ -12,6 +12,7 @@ from ._lazy import face
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from . import nn as nn
     from .diagnosis import Finding as Finding
     from .diagnosis import compare_modes as compare_modes
     from .diagnosis import diagnose as diagnose
@@ -76,4 +77,4 @@ _HOME = {
     "watch": ".watch",
 }
 
-__all__ = ["__version__", *face(__name__, _HOME)]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", *face(__name__, _HOME, rooms=["nn"])]  # pyright: ignore[reportUnsupportedDunderAll]

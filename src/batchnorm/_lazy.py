@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -13,9 +13,12 @@ class _Face(ModuleType):
     """A package that is a face of names which live in other modules."""
 
     _home: Mapping[str, str]
+    _rooms: Sequence[str]
     __all__: list[str]
 
     def __getattr__(self, name: str) -> object:
+        if name in self._rooms:
+            return import_module(f"{self.__name__}.{name}")
         if name not in self._home:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         value = late(self._home[name], name, self.__name__)
@@ -28,13 +31,17 @@ class _Face(ModuleType):
             super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted(self.__all__)
+        return sorted([*self.__all__, *self._rooms])
 
 
-def face(package: str, home: Mapping[str, str]) -> list[str]:
-    """Make the package look these names up in their homes, modules relative to it; returns them, for `__all__`."""
+def face(package: str, home: Mapping[str, str], rooms: Sequence[str] = ()) -> list[str]:
+    """Make the package look these names up in their homes, modules relative to it; returns them, for `__all__`.
+
+    rooms: subpackages that are attributes as well, without an import of theirs. Not for `__all__`: a star import should
+    not replace what others call `nn`.
+    """
     module = sys.modules[package]
-    module.__dict__["_home"] = home
+    module.__dict__.update(_home=home, _rooms=rooms)
     module.__class__ = _Face
     return list(home)
 

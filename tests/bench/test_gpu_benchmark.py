@@ -61,6 +61,7 @@ def entry(variant="BN+ReLU", **changed):
     return Entry(given.pop("group", "other shapes"), Case(variant=variant, **case), **given)
 
 
+@pytest.mark.processes
 def test_a_smoke_run_does_everything_and_writes_no_results(tmp_path):
     from ongpu.entries import entries
 

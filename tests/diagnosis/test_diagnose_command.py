@@ -153,6 +153,7 @@ def test_what_cannot_be_read_is_status_2(tmp_path):
     assert invoke(tmp_path / "linear.pt", "--unknown").exit_code == 2
 
 
+@pytest.mark.processes
 def test_a_run_is_diagnosed_without_torch(tmp_path):
     info = layer()
     values = story(info, 60)

@@ -82,6 +82,7 @@ def repeated_often(path):
     save(path, **state)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("write", [compressed, repeated, repeated_often], ids=lambda write: write.__name__)
 def test_memory_is_bounded_by_the_file(tmp_path, write):
     path = tmp_path / "a.pt"
@@ -131,6 +132,7 @@ def test_no_mistake_of_ours_has_the_status_of_a_finding(tmp_path, monkeypatch):
     assert said.stderr == f"batchnorm: {path} could not be judged: ZeroDivisionError: ours\n"
 
 
+@pytest.mark.processes
 def test_a_reader_that_went_away_changes_no_status(tmp_path):
     state = nn.Sequential(*(nn.BatchNorm1d(3) for _ in range(20))).state_dict()
     torch.save({**state, "1.running_var": torch.full((3,), torch.nan)}, tmp_path / "bad.pt")

@@ -13,6 +13,8 @@ from wheels import wheel
 
 import batchnorm as bn
 
+pytestmark = pytest.mark.processes
+
 
 def unpacked(of, code):
     """The names that a module in the wheel defines. Its hash has been checked."""

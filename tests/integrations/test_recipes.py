@@ -111,6 +111,7 @@ def test_timm(tmp_path, monkeypatch, converted):
     torch.testing.assert_close(first.running_mean.double(), given.mean(1), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.processes
 def test_torchrun(tmp_path):
     (block,) = blocks("torchrun")
     script = tmp_path / "script.py"

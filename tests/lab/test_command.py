@@ -55,6 +55,7 @@ def start(*arguments: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
+@pytest.mark.processes
 def test_killed_in_every_kind_of_arm_it_ends_on_the_same_bits(source, tmp_path):
     path = tmp_path / "run"
     for arm in ("learned", "per-batch", "none"):
@@ -77,6 +78,7 @@ def test_killed_in_every_kind_of_arm_it_ends_on_the_same_bits(source, tmp_path):
     assert not list(path.rglob(".checkpoint*"))  # what the kill left half written
 
 
+@pytest.mark.processes
 def test_ctrl_c_leaves_a_readable_run_and_says_how_to_go_on(source, tmp_path):
     path = tmp_path / "a run"
     process = start("-m", "batchnorm", "train", "--data", source, "--epochs", "100000", "--out", str(path))
@@ -93,6 +95,7 @@ def test_ctrl_c_leaves_a_readable_run_and_says_how_to_go_on(source, tmp_path):
     assert len(run.main.steps)
 
 
+@pytest.mark.processes
 def test_json_is_all_of_stdout(source, tmp_path):
     pytest.importorskip("altair")
     path = tmp_path / "run"

@@ -60,6 +60,7 @@ def four(source, tmp_path_factory):
     return folder, ranks.run(begun, 4, source, str(folder), 4)
 
 
+@pytest.mark.processes
 def test_ends_with_the_weights_of_one_process(source, four, tmp_path):
     folder, found = four
     assert found[1:] == found[:1] * 3
@@ -77,6 +78,7 @@ def test_ends_with_the_weights_of_one_process(source, four, tmp_path):
             )
 
 
+@pytest.mark.processes
 def test_every_rank_records_the_same_measurements(four):
     folder, _ = four
     first, *others = (bn.open_run(path) for path in (folder, *(folder / f"rank-{rank}" for rank in (1, 2, 3))))
@@ -95,6 +97,7 @@ def test_every_rank_records_the_same_measurements(four):
     assert not (folder / "rank-1" / "learned" / CHECKPOINT).exists()
 
 
+@pytest.mark.processes
 def test_killing_a_rank_ends_the_others_and_the_run_resumes(source, four, tmp_path):
     folder = tmp_path / "killed"
     found = ranks.outcomes(begun, 4, source, str(folder), 4, ("fixed", 3), timeout=10.0)
@@ -114,6 +117,7 @@ def launched(*arguments):
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.processes
 def test_torchrun(source, tmp_path):
     path = tmp_path / "run"
     done = launched("--sync", "--data", source, "--arms", "learned", "--epochs", "2", "--out", str(path), "--json")

@@ -285,6 +285,7 @@ def test_trouble_comes_first_and_there_are_never_more_than_five():
     assert summarize(SimpleNamespace(main=SimpleNamespace(layers=[]), results={}, meta={})) == Words([], [])
 
 
+@pytest.mark.processes
 def test_no_torch():
     code = "import sys, batchnorm.view.words; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -183,6 +183,7 @@ def in_groups(rank):
     return x, y, copied, net(x), repr(net)
 
 
+@pytest.mark.processes
 def test_process_groups():
     found = ranks.run(in_groups, 4)
     for over, index in (((0, 1), 1), ((2, 3), 1), ((0, 1), 2), ((2, 3), 2), ((0, 1, 2, 3), 3)):

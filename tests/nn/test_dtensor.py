@@ -12,6 +12,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_modul
 
 import batchnorm as bn
 
+pytestmark = pytest.mark.processes
+
 PLACEMENTS = {"replicated": Replicate(), "batch": Shard(0), "channels": Shard(1)}
 KINDS = {(4, 4): "BatchNorm1d", (4, 4, 6): "BatchNorm1d", (4, 4, 3, 2): "BatchNorm2d"}
 OPTIONS = {"usual": {}, "not affine": {"affine": False}, "untracked": {"track_running_stats": False}}

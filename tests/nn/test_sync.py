@@ -12,6 +12,8 @@ import batchnorm as bn
 from batchnorm import activations, reference
 from batchnorm.moments import Moments
 
+pytestmark = pytest.mark.processes
+
 C = 4
 BATCHES = [3, 0, 5, 1]  # uneven, one of them empty
 CASES = {

@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import batchnorm as bn
 
+pytestmark = pytest.mark.processes
+
 WORLD = 2
 
 

@@ -81,6 +81,7 @@ def both():
     return ranks.run(differing, 2)
 
 
+@pytest.mark.processes
 def test_without_gradients(both):
     for found in both:
         mean, variance = found["no_grad"]
@@ -88,6 +89,7 @@ def test_without_gradients(both):
         assert variance.tolist() == [0.5, 0.5]
 
 
+@pytest.mark.processes
 def test_a_rank_whose_input_needs_no_gradient_joins_the_backward(both):
     x = torch.cat([found["gradient on one rank"][0] for found in both]).double().requires_grad_()
     nn.functional.batch_norm(x, None, None, training=True).square().sum().backward()
@@ -95,6 +97,7 @@ def test_a_rank_whose_input_needs_no_gradient_joins_the_backward(both):
     assert both[1]["gradient on one rank"][1] is None
 
 
+@pytest.mark.processes
 def test_one_value_in_total_raises_on_every_rank(both):
     for found in both:
         error, message, counted = found["lonely"]
@@ -103,6 +106,7 @@ def test_one_value_in_total_raises_on_every_rank(both):
         assert counted == 0
 
 
+@pytest.mark.processes
 def test_one_value_in_total_by_the_running_statistics(both):
     (y, mean, counted), (nothing, *_) = (found["lonely, running"] for found in both)
     assert nothing.shape == (0, 2)
@@ -110,17 +114,20 @@ def test_one_value_in_total_by_the_running_statistics(both):
     assert (y.sign() == (1 - mean).sign()).all()
 
 
+@pytest.mark.processes
 def test_nothing_at_all_moves_nothing(both):
     for found in both:
         assert found["all empty"] == ((0, 2), True)
         assert found["all masked"] == (0.0, True)
 
 
+@pytest.mark.processes
 def test_no_collective_in_eval_or_alone(both):
     assert both[0]["eval"] == (1, 2)
     assert all(found["alone"] for found in both)
 
 
+@pytest.mark.processes
 def test_renormalization_with_masks(both):
     layer = renorm_layer(bn.BatchNorm1d)  # in one process; itself compared with Keras elsewhere
     x, mask, y, dx = (torch.cat([found["renorm"][index] for found in both]) for index in range(4))
@@ -138,12 +145,14 @@ def test_renormalization_with_masks(both):
     assert torch.equal(state["running_var"], both[1]["renorm"][4]["running_var"])
 
 
+@pytest.mark.processes
 def test_function(both):
     x = torch.cat([found["gradient on one rank"][0] for found in both])
     y = torch.cat([found["functional"] for found in both])
     torch.testing.assert_close(y, nn.functional.batch_norm(x, None, None, training=True), rtol=0, atol=1e-6)
 
 
+@pytest.mark.processes
 def test_second_derivatives_are_refused(both):
     for found in both:
         assert found["twice"][0] == "RuntimeError"
@@ -172,6 +181,7 @@ def wrong_on_rank_1(rank):
     return *error, time.monotonic() - began
 
 
+@pytest.mark.processes
 def test_a_bad_input_on_one_rank_ends_the_others():
     (error, message, seconds), (first, cause, _) = ranks.run(wrong_on_rank_1, 2, timeout=2.0)
     assert (first, error) == ("RuntimeError", "RuntimeError")
@@ -188,6 +198,7 @@ def killed(rank):
     layer(torch.randn(4, 2)).sum().backward()
 
 
+@pytest.mark.processes
 def test_a_rank_that_is_killed_ends_the_others():
     began = time.monotonic()
     (_, error), (_, other) = ranks.outcomes(killed, 2, timeout=5.0)
@@ -206,6 +217,7 @@ def unlike(rank):
     return found
 
 
+@pytest.mark.processes
 @pytest.mark.kernels  # on devices where looking waits for nothing
 def test_ranks_of_unlike_widths_are_told_on_every_rank_and_nothing_moves():
     for narrow, wide, same in ranks.run(unlike):
@@ -226,6 +238,7 @@ def many_channels(rank):
     return x, layer.running_mean, layer.running_var
 
 
+@pytest.mark.processes
 def test_more_channels_than_a_message_holds():
     found = ranks.run(many_channels)
     x = torch.cat([x for x, _, _ in found]).double()

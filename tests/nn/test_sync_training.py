@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 import batchnorm as bn
 
+pytestmark = pytest.mark.processes
+
 WORLD, STEPS = 3, 4
 
 

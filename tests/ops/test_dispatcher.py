@@ -52,11 +52,12 @@ def test_opcheck(name, layout):
     torch.library.opcheck(operator, tuple(arguments), test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.processes
 def test_without_compiled_operators_it_warns_once_and_computes_the_same(tmp_path):
     code = """
 import warnings, pathlib, torch
-real = pathlib.Path.glob
-pathlib.Path.glob = lambda self, pattern: [] if pattern.startswith("_C") else real(self, pattern)
+real = pathlib.Path.exists
+pathlib.Path.exists = lambda self: self.name != "_C.so" and real(self)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import batchnorm as bn

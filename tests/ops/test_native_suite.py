@@ -14,6 +14,8 @@ from native_forced import NATIVE
 
 import batchnorm
 
+pytestmark = pytest.mark.processes
+
 TESTS = Path(__file__).parents[1]
 SLOW = (
     "two_hundred_steps or stay_float32_when_the_module_is_cast or trains_where_batches_are_of_one_class or peak "

@@ -29,6 +29,7 @@ def passes_of_a_step(rank):
     return found
 
 
+@pytest.mark.processes
 def test_one_pass_to_measure_one_to_normalize_and_one_collective_each_way():
     for rank, found in enumerate(ranks.run(passes_of_a_step, 2)):
         for name, (forward, backward, made, counted) in found.items():

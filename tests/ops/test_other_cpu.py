@@ -17,6 +17,7 @@ from problems import Case, cases
 from batchnorm.ops.cpu import COMPILED
 
 pytestmark = [
+    pytest.mark.processes,
     pytest.mark.skipif("BATCHNORM_DRIVER" not in os.environ, reason="make arm runs it"),
     pytest.mark.skipif(not COMPILED, reason="installed without a compiler"),
 ]

@@ -75,16 +75,19 @@ def runs():
     return found
 
 
+@pytest.mark.processes
 def test_run_after_run_and_for_any_number_of_threads(runs):
     for _, digests in runs.values():
         assert len(digests) == 6
         assert set(digests) == {digests[0]}
 
 
+@pytest.mark.processes
 def test_for_every_instruction_set(runs):
     assert len({digests[0] for _, digests in runs.values()}) == 1
 
 
+@pytest.mark.processes
 def test_the_capability_chooses_the_loops(runs):
     """Else the test above would compare one instruction set with itself."""
     widths = [width for width, _ in runs.values()]

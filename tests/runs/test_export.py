@@ -123,6 +123,7 @@ def test_refusals_leave_nothing(run, tmp_path, monkeypatch):
     assert (tmp_path / "full" / "file").read_text() == "mine"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("format", ["csv", "tensorboard"])
 def test_without_torch(run, tmp_path, format):
     program = (
@@ -132,6 +133,7 @@ def test_without_torch(run, tmp_path, format):
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.processes
 def test_the_command(run, tmp_path):
     command = [sys.executable, "-m", "batchnorm", "export", str(run.path), "--out", str(tmp_path / "out")]
     done = subprocess.run([*command, "--format", "csv", "--json"], check=True, capture_output=True, text=True)

@@ -172,6 +172,7 @@ def test_an_experiment(tmp_path):
     assert open_run(tmp_path).results == {}
 
 
+@pytest.mark.processes
 def test_reading_does_not_import_torch(folder):
     program = (
         "import sys, batchnorm\n"

@@ -73,6 +73,7 @@ def test_a_file_has_what_the_model_in_memory_has(keras, tmp_path, make, kind):
     assert_same(found, expected)
 
 
+@pytest.mark.processes
 def test_neither_keras_nor_what_is_in_the_file_is_run(keras, tmp_path):
     layers, path = keras.layers, str(tmp_path / "model.keras")
     harmful = layers.Lambda(lambda x: x + 0)

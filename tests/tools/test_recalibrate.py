@@ -435,6 +435,7 @@ def recalibrate_on_a_rank(rank, exact):
     return statistics(model), error
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("exact", [False, True])
 def test_ranks_with_uneven_batches_have_one_result_and_fail_together(exact):
     found = ranks.run(recalibrate_on_a_rank, 4, exact)
@@ -461,6 +462,7 @@ def step_batches():
     return list(torch.randn(4, 10, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64))
 
 
+@pytest.mark.processes
 def test_synchronized_layers_count_each_rank_once():
     """What three ranks measure together is what one process measures on the batches that theirs make together."""
     alone = bn.convert(deep())

@@ -40,12 +40,14 @@ def run(*arguments, code=BLOCKER):
     return done.returncode, done.stdout, done.stderr, seconds
 
 
+@pytest.mark.processes
 def test_the_blocker_blocks():
     status, _, stderr, _ = run(code=BLOCKER.replace("from batchnorm.cli", "import torch\nfrom batchnorm.cli"))
     assert status != 0
     assert "torch was imported" in stderr
 
 
+@pytest.mark.processes
 def test_list_without_torch(run_path, experiment_path, tmp_path):
     for path in (run_path, experiment_path):
         (tmp_path / path.name).symlink_to(path)
@@ -65,6 +67,7 @@ def test_list_without_torch(run_path, experiment_path, tmp_path):
     assert told["experiment"]["test_accuracy"] == {"learned": 0.98, "fixed": 0.97, "per-batch": 0.9, "none": 0.8}
 
 
+@pytest.mark.processes
 def test_show_without_torch(run_path, experiment_path):
     status, stdout, stderr, seconds = run("show", run_path)
     assert (status, stderr) == (0, "")
@@ -87,6 +90,7 @@ def test_show_without_torch(run_path, experiment_path):
     assert "90.00%" in stdout
 
 
+@pytest.mark.processes
 def test_report_without_torch(run_path, tmp_path):
     out, png = tmp_path / "page.html", tmp_path / "main.png"
     status, stdout, stderr, seconds = run("report", run_path, "--out", out)
@@ -164,6 +168,7 @@ def test_names_steer_neither_the_terminal_nor_json(tmp_path):
     assert told["meta"]["loss"] is None
 
 
+@pytest.mark.processes
 def test_show_counts_the_steps_that_were_not_finite_and_ends_where_the_run_ended(tmp_path):
     info = layer("bn", 3)
     values = story(info, 40)

@@ -52,6 +52,7 @@ print(taken, [str(warning.message) for warning in caught])
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file's size")
 # Not even run.json can be written at the end; or that alone.
 @pytest.mark.parametrize(("log", "size"), [("log", 10), ("no log", 1000)])

@@ -11,6 +11,8 @@ from torch import nn
 import batchnorm as bn
 from batchnorm.runs.schema import OPTIMIZERS, PROBES, SCALARS, STATS, UPDATES, VECTORS
 
+pytestmark = pytest.mark.processes
+
 KILLS = 24
 
 

@@ -104,6 +104,7 @@ time.sleep(20)
 """
 
 
+@pytest.mark.processes
 def test_a_run_that_another_process_writes_is_refused_until_it_is_killed(tmp_path):
     train(tmp_path, 0, 5, None)
     holder = subprocess.Popen(

@@ -209,6 +209,7 @@ def sharded(rank, folder, kind):
     return said, w.step
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["fully_shard", "without the batch norms", "original", "flat"])
 def test_sharded_layers_are_refused_on_every_rank_at_once(tmp_path, kind):
     found = ranks.run(sharded, 2, str(tmp_path / "run"), kind)

@@ -68,6 +68,7 @@ class OptionsByName(BatchNormLayer):
         unbiased: bool = True,
         initializers: Mapping[str, Initializer] | None = None,
     ) -> None:
+        """A new layer; the class's own text says what the arguments mean."""
         options = Options(
             activation=activations.parse(activation),
             virtual_batch_size=virtual_batch_size,

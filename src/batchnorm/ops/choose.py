@@ -147,7 +147,7 @@ def backends(
     operands: Operands | None, settings: Settings, training: bool, renormalized: bool = False, over_ranks: bool = False
 ) -> list[Backend]:
     """The implementations, and why each serves the call or not; without a call whether the machine has them."""
-    cpu_off = "" if cpu.COMPILED else "batchnorm was installed without a C++ compiler: install one, and it again"
+    cpu_off = "" if cpu.COMPILED else f"batchnorm was installed without its compiled operators: {cpu.CURE}"
     gpu_off = gpu.why_not(operands.x.device if operands is not None and operands.x.is_cuda else _FIRST)
     bits = 8 * torch.ops.batchnorm.vector_bytes() if cpu.COMPILED else None
     if operands is None:

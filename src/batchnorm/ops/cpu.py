@@ -9,18 +9,19 @@ import torch
 
 from . import schema  # noqa: F401  (what is implemented has to be defined)
 
+CURE = "take a wheel for your platform, or install GCC or Clang and build batchnorm again with --no-build-isolation"
+
 
 def _load() -> bool:
-    package = Path(__file__).parent.parent
-    libraries = sorted(package.glob("_C*.so")) + sorted(package.glob("_C*.pyd"))
-    if not libraries:
+    library = Path(__file__).parent.parent / "_C.so"
+    if not library.exists():
         warnings.warn(
             "batchnorm was installed without its compiled operators and runs on PyTorch's own: slower on CPUs, and as "
-            "exact as those. Install a C++ compiler and reinstall batchnorm to have them.",
+            f"exact as those. To have them, {CURE}.",
             stacklevel=2,
         )
         return False
-    torch.ops.load_library(str(libraries[0]))
+    torch.ops.load_library(str(library))
     return True
 
 

@@ -17,6 +17,7 @@ import batchnorm
 ROOT = Path(__file__).parents[3]
 SOURCE = str(Path(batchnorm.__file__).parents[1])
 pytestmark = [
+    pytest.mark.processes,
     pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
     pytest.mark.timeout(900),
 ]
