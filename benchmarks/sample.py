@@ -1,8 +1,8 @@
 """Makes the sample run that `batchnorm report --sample` shows: make sample, minutes.
 
-It trains the experiment in which gamma and beta alone learn, with a small convolutional network on scikit-learn's digits,
-and keeps evenly spaced records of it, so that the package carries little. What it cannot thin it keeps whole: files that
-the recorder comes to write in another version.
+It trains the experiment in which gamma and beta alone learn, a small convolutional network on scikit-learn digits,
+and keeps evenly spaced records of it, so that the package carries little. What it cannot thin it keeps whole: files
+that the recorder comes to write in another version.
 """
 
 from __future__ import annotations

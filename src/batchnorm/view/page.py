@@ -32,6 +32,8 @@ SCRIPTS = (
     "logged.js",
     "strip.js",
     "shares.js",
+    "worked.js",
+    "heat.js",
     "page.js",
 )
 
@@ -121,7 +123,7 @@ def render(run: Run, judgement: Judgement | None = None) -> str:
         MANY=100,
         alerts=alert_lines(run),
         words=_words(run),
-        notes=selection.notes,
+        notes=selection.notes + sections.heat.notes,
         damage=damage_lines(run),
         specs=specs,
         selection=selection,

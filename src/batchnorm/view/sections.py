@@ -5,17 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .answers import Answer, answers
 from .cubes import Cube, cubes
 from .facts import BELOW, NEAR_ZERO, plural
+from .heat import MAPS, Heat, heat
 from .logged import Logged, logged
 from .look import Look, look_at
 from .select import pack
 from .strip import Strips, strips
+from .worked import worked
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..runs.reader import Run
     from .select import Selection
+
+HEAT_STEPS = 120
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,8 @@ class Below:
         strips: γ and β of all channels at a few steps.
         look: the numbers of the channel at which the page opens; None without whole vectors.
         answers: to what learners ask.
+        worked: for each layer the steps that can be checked by hand, see `worked`.
+        heat: the maps of layers by steps.
     """
 
     logged: list[Logged]
@@ -34,6 +44,8 @@ class Below:
     strips: Strips
     look: Look | None
     answers: list[Answer]
+    worked: list[dict[str, Any] | None]
+    heat: Heat
 
     @property
     def cubes(self) -> list[Cube]:
@@ -54,6 +66,7 @@ class Below:
         """Return the charts, by the name of their place in the templates."""
         import altair as alt
 
+        from .charts.heat import heat as heat_chart
         from .charts.logged import logged as logged_chart
         from .charts.panels import parameters
         from .charts.strip import strip
@@ -63,6 +76,10 @@ class Below:
         charts = {name: logged_chart(alt.NamedData(name)).add_params(step) for name in made}
         if any(self.strips.layers):
             charts["strip"] = strip(alt.NamedData("strip"))
+        if len(self.heat.steps):
+            row = 16 if len(self.heat.layers) <= 30 else 11
+            for name in MAPS:
+                charts[f"heat_{name}"] = heat_chart(alt.NamedData(f"heat_{name}"), name, row=row).add_params(step)
         return {name: chart.to_dict(validate=False) for name, chart in charts.items()}
 
     def payload(self) -> dict[str, Any]:
@@ -79,6 +96,18 @@ class Below:
             for each in self.strips.layers
         ]
         return {
+            "worked": self.worked,
+            "heat": {
+                "layers": self.heat.layers,
+                "steps": self.heat.steps.tolist(),
+                "maps": {
+                    name: {
+                        "values": pack(self.heat.values[name].astype(np.float32)),
+                        "broken": _sparse(self.heat.broken[name]),
+                    }
+                    for name in MAPS
+                },
+            },
             "logged": [series.rows() for series in self.logged],
             "strip": {"steps": self.strips.steps.tolist(), "layers": layers, "near_zero": NEAR_ZERO, "below": BELOW},
         }
@@ -93,4 +122,17 @@ def below(run: Run, selection: Selection, look: int) -> Below:
         look: the step at which the page opens.
     """
     seen = look_at(selection, look)
-    return Below(*logged(run), strips(selection, look), seen, answers(selection.run, seen))
+    return Below(
+        *logged(run),
+        strips(selection, look),
+        seen,
+        answers(selection.run, seen),
+        worked(selection) if len(selection.steps) else [],
+        heat(run, HEAT_STEPS),
+    )
+
+
+def _sparse(counts: NDArray[np.int64]) -> dict[int, int]:
+    """Return the counts that are not 0, by their place row by row: most are."""
+    flat = counts.ravel()
+    return {int(i): int(flat[i]) for i in np.flatnonzero(flat)}
