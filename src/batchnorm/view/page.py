@@ -16,6 +16,7 @@ import numpy as np
 from ..runs.files import write_atomically
 from ..runs.reader import Run, open_run
 from .facts import alert_lines, arm_results, damage_lines, extent, health, plain, plural, spoken, test_samples
+from .paper import paper_charts, paper_rows
 from .select import BANDS, Selection, nearest, select
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ def chart_specs(run: Run, selection: Selection) -> dict[str, dict[str, Any]]:
     if arm_results(run):
         made["arms_curves"] = charts.arms_curves(alt.NamedData("curves"))
         made["arms_final"] = charts.arms_final(alt.NamedData("final"), alt.NamedData("pairs"))
+    if figures := paper_rows(run):
+        made |= paper_charts(figures)
     return {name: chart.to_dict(validate=False) for name, chart in made.items()}
 
 
@@ -201,6 +204,7 @@ def payload(run: Run, selection: Selection) -> dict[str, Any]:
         "first": {"layer": selection.first[0], "place": selection.first[1], "step": step, "probe": probe},
         "layers": layers,
         "arms": arms_rows(run),
+        "paper": paper_rows(run),
         "config": {"light": charts.config(charts.LIGHT), "dark": charts.config(charts.DARK)},
     }
 

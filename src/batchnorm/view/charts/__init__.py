@@ -3,6 +3,7 @@
 from .arms import arms_curves, arms_final
 from .layers import bands, gradients, owned, running_mean, running_variance
 from .panels import learned, main, measured, parameters
+from .paper import paper_accuracy, paper_input
 from .theme import DARK, FONT, LIGHT, Palette, config
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "main",
     "measured",
     "owned",
+    "paper_accuracy",
+    "paper_input",
     "parameters",
     "running_mean",
     "running_variance",
