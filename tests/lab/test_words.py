@@ -246,8 +246,8 @@ def test_plain_sentences_where_the_input_to_a_sigmoid_was_followed():
 
     said = summarize(trained("paper", {"learned": arm(2.5, 3), "none": arm(0.25, 2)})).plain
     assert said[3] == (
-        "The middle 70 % of what reached one sigmoid of the last hidden layer went from 2.50 to 3.00 in width with "
-        "batch norm, and from 0.25 to 2.00 without it."
+        "From the first test to the last, the middle 70 % of what reached one sigmoid of the last hidden layer became "
+        "1.20 times as wide with batch norm, and 8.00 times without it."
     )
     diverged = arm(0.25, 2)
     diverged["curve"]["input_p85"][-1] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def _train(given: dict[str, Any], out: Path | None, resume: Path | None, as_json
         found = [_run(experiment) for experiment in experiments]
     except KeyboardInterrupt:
         path = shlex.quote(str(experiments[0].path))
-        _say(f"interrupted: what was recorded is in {path}; to go on: batchnorm train --resume {path}")
+        _say_whole(f"interrupted: what was recorded is in {path}; to go on: batchnorm train --resume {path}")
         return INTERRUPTED
     if as_json:
         run, page = found[0]
@@ -148,9 +149,14 @@ def _write_page(run: Run) -> Path | None:
         return Path(report(run))
     except ModuleNotFoundError:
         path = shlex.quote(str(run.path))
-        _say(f"no page, for want of what draws it: pip install 'batchnorm[report]', then batchnorm report {path}")
+        _say_whole(f"no page, for want of what draws it: pip install 'batchnorm[report]', then batchnorm report {path}")
         return None
 
 
 def _say(line: str) -> None:
     terminal.say(terminal.console(stderr=True), line)
+
+
+def _say_whole(line: str) -> None:
+    """In one line however narrow the terminal: a command in it is copied."""
+    print(line, file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..runs.files import write_atomically
 from .facts import BELOW, NEAR_ZERO, alert_lines, arm_results, damage_lines, extent, plain, plural, spoken, test_samples
 from .judgement import Judgement, health
+from .paper import paper_charts, paper_rows
 from .sections import below
 from .select import BANDS, Selection, nearest, pack, select
 
@@ -163,6 +164,8 @@ def chart_specs(run: Run, selection: Selection) -> dict[str, dict[str, Any]]:
     if arm_results(run):
         made["arms_curves"] = charts.arms_curves(alt.NamedData("curves"))
         made["arms_final"] = charts.arms_final(alt.NamedData("final"), alt.NamedData("pairs"))
+    if figures := paper_rows(run):
+        made |= paper_charts(figures)
     return {name: chart.to_dict(validate=False) for name, chart in made.items()}
 
 
@@ -220,6 +223,7 @@ def payload(run: Run, selection: Selection) -> dict[str, Any]:
         "first": {"layer": selection.first[0], "place": selection.first[1], "step": step, "probe": probe},
         "layers": layers,
         "arms": arms_rows(run),
+        "paper": paper_rows(run),
         "config": {"light": charts.config(charts.LIGHT), "dark": charts.config(charts.DARK)},
     }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..runs.files import write_atomically
 from .page import VEGA_LITE, first_look, require_charts
+from .paper import paper_charts, paper_rows
 from .select import select
 
 if TYPE_CHECKING:
@@ -85,6 +86,34 @@ def on_paper() -> Any:
     from . import charts
 
     return charts.config(charts.LIGHT) | {"background": charts.LIGHT.surface}
+
+
+def paper_chart(run: Run) -> Any:
+    """Return the figures of the experiment `paper`, side by side.
+
+    Raises:
+        ValueError: it is no such run, or not finished.
+        ModuleNotFoundError: Altair or vl-convert is not installed.
+    """
+    require_charts()
+    import altair as alt
+
+    from . import charts
+
+    rows = paper_rows(run)
+    if not rows:
+        raise ValueError(
+            f"{run.path} is no finished run of batchnorm train --experiment paper, so there is nothing to draw"
+        )
+    titles = ("test accuracy", "input to a sigmoid, without batch norm", "input to a sigmoid, with batch norm")
+    figures = [
+        figure.properties(width=270, height=220, title=title)
+        for figure, title in zip(paper_charts(rows).values(), titles, strict=True)
+    ]
+    chart = alt.hconcat(*figures)
+    chart.datasets = {"paper": rows}
+    chart.config = charts.config(charts.LIGHT) | {"background": charts.LIGHT.surface}
+    return chart
 
 
 def write_png(run: Run, out: str | os.PathLike[str], scale: float = 2) -> Path:

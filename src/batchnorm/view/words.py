@@ -166,22 +166,21 @@ def _sooner(results: dict[str, Any]) -> list[str]:
 
 def _steadier(results: dict[str, Any]) -> list[str]:
     """What reached a hidden unit, where that was followed."""
-    widths = {arm: _widths(results.get(arm, {}).get("curve") or {}) for arm in ("learned", "none")}
-    if not all(widths.values()):
+    grown = {arm: _widened(results.get(arm, {}).get("curve") or {}) for arm in ("learned", "none")}
+    if not all(grown.values()):
         return []
-    (a, b), (c, d) = widths["learned"], widths["none"]
     return [
-        "The middle 70 % of what reached one sigmoid of the last hidden layer went from "
-        f"{short(a)} to {short(b)} in width with batch norm, and from {short(c)} to {short(d)} without it."
+        "From the first test to the last, the middle 70 % of what reached one sigmoid of the last hidden layer became "
+        f"{short(grown['learned'])} times as wide with batch norm, and {short(grown['none'])} times without it."
     ]
 
 
-def _widths(curve: dict[str, Any]) -> tuple[float, ...]:
-    """From the 15th to the 85th percentile, at the first test and the last."""
-    ends = [(curve[name][0], curve[name][-1]) for name in ("input_p15", "input_p85") if curve.get(name)]
-    if len(ends) < 2 or None in (*ends[0], *ends[1]):
-        return ()
-    return tuple(high - low for low, high in zip(*ends, strict=True))
+def _widened(curve: dict[str, Any]) -> float:
+    """How many times the first width, of the middle 70 %, the last one is; 0 where nobody can tell."""
+    ends = [curve[name][at] for at in (0, -1) for name in ("input_p15", "input_p85") if curve.get(name)]
+    if len(ends) < 4 or None in ends or ends[1] <= ends[0]:
+        return 0.0
+    return (ends[3] - ends[2]) / (ends[1] - ends[0])
 
 
 def _all_learned(run: Run, scores: dict[str, float]) -> list[str]:

@@ -5,6 +5,7 @@ from .heat import heat
 from .layers import bands, gradients, owned, running_mean, running_variance
 from .offline import OfflineChart
 from .panels import both, learned, measured, parameters
+from .paper import paper_accuracy, paper_input
 from .theme import DARK, FONT, LIGHT, Palette, config
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "learned",
     "measured",
     "owned",
+    "paper_accuracy",
+    "paper_input",
     "parameters",
     "running_mean",
     "running_variance",

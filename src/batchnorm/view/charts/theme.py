@@ -61,6 +61,7 @@ def config(palette: Palette) -> dict[str, Any]:
         "cursor": {"color": palette.muted, "strokeWidth": 1},
         "level": {"color": palette.muted, "strokeWidth": 1, "strokeDash": [2, 3]},
         "tracked": {"color": palette.tracked, "strokeWidth": 1.5, "strokeDash": [5, 3]},
+        "tracked-band": {"color": palette.tracked, "opacity": 0.25},
         "own-dot": {"color": palette.other, "size": 14, "opacity": 0.9},
         "pairs": {"color": palette.text, "opacity": 0.7, "thickness": 1.2},
         "over": {"color": palette.text, "dy": -20, "fontWeight": "bold", "fontSize": 12},

@@ -74,4 +74,5 @@ const SOURCES = {
   curves: () => run.arms.curves,
   final: () => run.arms.final,
   pairs: () => run.arms.pairs,
+  paper: () => run.paper,
 };
