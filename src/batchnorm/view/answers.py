@@ -170,6 +170,7 @@ def _momentum(run: Run, look: Look) -> str:
     if not 0 < m < 1:
         return f"This layer has momentum={m:g}."
     most = math.ceil(math.log(0.1) / math.log1p(-m))
+    last = f"{most:,}" if most < 1e6 else number(most)
     factor = ""
     if look.count > 1:
         factor = (
@@ -178,7 +179,7 @@ def _momentum(run: Run, look: Look) -> str:
         )
     return (
         f"This layer has momentum {m:g}, which in Keras is {1 - m:g}: about the last 1/{m:g} = {number(1 / m)} batches "
-        f"count, and the last {most} have 90 % of the weight.{factor}"
+        f"count, and the last {last} have 90 % of the weight.{factor}"
     )
 
 
