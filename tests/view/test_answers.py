@@ -65,21 +65,32 @@ def raw(path, told):
     return {q: run.vectors("a", q)[1][:, look.channel].astype(float) for q in bn.runs.QUANTITIES}, at
 
 
-def test_eval_against_train_adds_up(path, told, raw):
-    """The two parts are of the batch and of the average; with their signs they make the whole."""
+def test_eval_against_train_is_this_batch_and_the_average(path, told, raw):
     columns, at = raw
-    look = told[1]
+    run, look = open_run(path), told[1]
     assert look.step == 22
-    (probe,) = np.flatnonzero(open_run(path).probes("a", "batch_mean")[0] == 22)
-    others = open_run(path).probes("a", "batch_mean")[1][probe, :, look.channel].astype(float)
+    (probe,) = np.flatnonzero(run.probes("a", "batch_mean")[0] == 22)
+    others = run.probes("a", "batch_mean")[1][probe, :, look.channel].astype(float)
+    batch, running, usual = columns["batch_mean"][at], columns["running_mean"][at], sum(others) / len(others)
     std = (columns["batch_var"][at] + 1e-3) ** 0.5
-    means = (columns["running_mean"][at], columns["batch_mean"][at], sum(others) / len(others))
-    away, unlike, lag = ((x - y) / std for x, y in ((means[0], means[1]), (means[2], means[1]), (means[0], means[2])))
-    here = about(told[0], "Which mean does eval use")
-    numbers = figures(here.split("step 22", 1)[1])
-    assert numbers == [near(x) for x in (means[0], abs(away), means[1], abs(unlike), BATCHES, means[2], abs(lag))]
-    assert ("above" in here) == (away > 0)
-    assert ("same direction" in here) == (abs(unlike + lag) == pytest.approx(abs(unlike) + abs(lag)))
+    pairs = ((running, batch), (usual, batch), (running, usual))
+    away, unlike, lag = (abs(x - y) / std for x, y in pairs)
+    out = np.interp(batch, *_line(columns, at))
+    here = about(told[0], "Which mean does eval use").split("step 22", 1)[1]
+    beta = columns["beta"][at]
+    assert figures(here) == [near(x) for x in (batch, running, away, batch, beta, out, BATCHES, usual, unlike, lag)]
+    assert re.findall("above|below", here) == ["above" if x > y else "below" for x, y in pairs]
+
+
+def _line(columns, at):
+    """What eval mode makes of two values far apart, by torch: all between lies on the line through them."""
+    torch = pytest.importorskip("torch")
+    ends = np.array([-100.0, 100.0])
+    vectors = (columns[q][at] for q in ("running_mean", "running_var", "gamma", "beta"))
+    mean, var, gamma, beta = (torch.tensor([float(v)], dtype=torch.float64) for v in vectors)
+    return ends, torch.nn.functional.batch_norm(torch.tensor(ends)[:, None], mean, var, gamma, beta, eps=1e-3)[
+        :, 0
+    ].numpy()
 
 
 def test_to_undo_it_takes_another_pair_for_every_batch(told, raw):
