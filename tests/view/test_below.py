@@ -142,6 +142,19 @@ def test_images_stand_in_for_charts_without_scripts(page_path):
     assert not [tag for tag, _ in Page(outside).tags if tag == "img"]
 
 
+def test_names_that_no_svg_can_hold_are_drawn_as_far_as_they_can(tmp_path):
+    """vl-convert ends the process at a NUL."""
+    names = ["\0a", "\x01a", "", "a" * 5000, "a" * 5001, "<b>&amp;"]
+    infos = [layer(name, 2) for name in names]
+    path = write_run(tmp_path / "run", infos, [story(info, 3) for info in infos])
+    html = bn.report(path).read_text(encoding="utf-8")
+    images = [
+        a["src"] for tag, a in Page(re.findall(r"<noscript>(.*?)</noscript>", html, re.S)[0]).tags if tag == "img"
+    ]
+    texts = [each.text for each in ET.fromstring(base64.b64decode(images[2].partition(",")[2])).iter() if each.text]
+    assert {"\ufffda (1)", "\ufffda (2)", "<b>&amp;"} <= set(texts)
+
+
 @pytest.mark.browser
 def test_without_javascript_the_page_shows_images_words_and_no_dead_controls(browser, page_path):
     context = browser.new_context(offline=True, java_script_enabled=False, viewport={"width": 1280, "height": 800})

@@ -37,7 +37,8 @@ def answers(run: Run, look: Look | None) -> list[Answer]:
         run: a run of one arm.
         look: where the page opens; None for a run without whole vectors, which is answered in general.
     """
-    return [Answer(*asked, here(run, look) if look else "") for asked, here in zip(ASKED, _HERE, strict=True)]
+    with np.errstate(all="ignore"):  # what is not finite is data here
+        return [Answer(*asked, here(run, look) if look else "") for asked, here in zip(ASKED, _HERE, strict=True)]
 
 
 def number(value: float) -> str:
@@ -144,7 +145,7 @@ def _one(run: Run, look: Look) -> str:
 
 def _noise(run: Run, look: Look) -> str:
     means, variances = look.probe_means, look.probe_vars
-    if len(means) < 2 or len(variances) < 2 or not variances.mean() > 0:
+    if len(means) < 2 or len(variances) < 2 or not variances.min() > 0:
         return ""
     std = np.sqrt(variances)
     return (
@@ -173,8 +174,8 @@ def _momentum(run: Run, look: Look) -> str:
         return "This layer has momentum=None: its running statistics are the plain average of all batches so far."
     if not 0 < m < 1:
         return f"This layer has momentum={m:g}."
-    most = math.ceil(math.log(0.1) / math.log1p(-m))
-    last = f"{most:,}" if most < 1e6 else number(most)
+    most = math.log(0.1) / math.log1p(-m)
+    last = f"{math.ceil(most):,}" if most < 1e6 else number(most)
     factor = ""
     if look.count > 1:
         factor = (

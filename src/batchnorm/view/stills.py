@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # An SVG grows with its points: so few steps of the main chart, so many layers and points in all of the bands.
 MOST_STEPS, MOST_LAYERS, MOST_POINTS = 60, 8, 160
+LONGEST = 60  # characters of a name
+_NOT_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,23 @@ def _main(selection: Selection, look: int) -> dict[str, list[dict[str, Any]]]:
 def _bands(selection: Selection) -> dict[str, list[dict[str, Any]]]:
     """Return the data of the bands, of fewer layers and steps."""
     views = [view for view in selection.layers if view.bands][:MOST_LAYERS]
+    names = _drawable([view.info.name for view in views])
     rows = thin(len(selection.band_steps), MOST_POINTS // max(1, len(views)))
     return {
         f"{quantity}_bands": [
-            {"step": int(selection.band_steps[t]), "index": i, "layer": view.info.name}
+            {"step": int(selection.band_steps[t]), "index": i, "layer": names[i]}
             | {p: float(v) if np.isfinite(v) else None for p, v in zip(BANDS, view.bands[quantity][t], strict=True)}
             for i, view in enumerate(views)
             for t in rows[rows < len(selection.band_steps)]
         ]
         for quantity in ("gamma", "beta")
     }
+
+
+def _drawable(names: list[str]) -> list[str]:
+    """Return names that an SVG can hold: short, of XML's characters (vl-convert aborts at others), and still unlike."""
+    clean = [_NOT_XML.sub("\ufffd", name[:LONGEST]) for name in names]
+    return [name if clean.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(clean)]
 
 
 def drawn(specs: dict[str, dict[str, Any]]) -> list[Still]:
