@@ -235,9 +235,9 @@ def _first(layers: list[LayerView]) -> tuple[int, int]:
             continue
         means, variances = (view.columns[q].astype(np.float64) for q in PROBED)
         for place, moved in enumerate(view.moved):
-            with np.errstate(invalid="ignore"):  # infinities
+            with np.errstate(invalid="ignore"):  # infinities, negative variances
                 jumps = np.abs(np.diff(means[:, place]))
-            jump = _median(jumps) / max(np.sqrt(_median(variances[:, place])), 1e-12)
+                jump = _median(jumps) / max(np.sqrt(_median(variances[:, place])), 1e-12)
             if moved * jump > best:
                 best, found = moved * jump, (i, place)
     return found
