@@ -37,7 +37,8 @@ def answers(run: Run, look: Look | None) -> list[Answer]:
         run: a run of one arm.
         look: where the page opens; None for a run without whole vectors, which is answered in general.
     """
-    return [Answer(*asked, here(run, look) if look else "") for asked, here in zip(ASKED, _HERE, strict=True)]
+    with np.errstate(all="ignore"):  # what is not finite is data here
+        return [Answer(*asked, here(run, look) if look else "") for asked, here in zip(ASKED, _HERE, strict=True)]
 
 
 def number(value: float) -> str:
@@ -46,27 +47,31 @@ def number(value: float) -> str:
 
 
 def _eval(run: Run, look: Look) -> str:
-    if not look.info.tracks:
-        return f"{look.info.name} has track_running_stats=False: its eval mode measures each batch too."
-    std = math.sqrt(look.var + look.info.eps) if look.var >= 0 else math.nan
-    apart = (look.running_mean - look.mean) / std
-    if not _finite(apart):
+    info = look.info
+    if not info.tracks:
+        return f"{info.name or 'It'} has track_running_stats=False: in eval mode it measures each batch too."
+    std, running_std = (math.sqrt(v + info.eps) if v + info.eps > 0 else math.nan for v in (look.var, look.running_var))
+    gamma, beta = (look.gamma, look.beta) if info.affine else (1.0, 0.0)
+    in_eval = gamma * (look.mean - look.running_mean) / running_std + beta
+    if not _finite(look.running_mean, look.mean, std, in_eval):
         return ""
-    side = "above" if apart > 0 else "below"
     said = (
-        f"At {look.where} the running mean, {number(look.running_mean)}, lies {number(abs(apart))} standard deviations "
-        f"{side} the mean of the batch, {number(look.mean)}"
+        f"At {look.where} this batch’s mean is {number(look.mean)}, and the running mean {number(look.running_mean)}: "
+        f"{_away(look.running_mean - look.mean, std)}. So the value {number(look.mean)} goes out as {number(beta)} in "
+        f"train mode, and as {number(in_eval)} in eval mode."
     )
     if not len(look.probe_means):
-        return f"{said}: batches differ, and the average also holds batches of earlier weights."
+        return f"{said} For batches differ, and the running mean also holds batches of earlier weights."
     usual = float(look.probe_means.mean())
-    unlike, lag = (usual - look.mean) / std, (look.running_mean - usual) / std
-    way = "in the same direction" if unlike * lag > 0 else "the other way"
     return (
-        f"{said}. {number(abs(unlike))} of it are this batch: {len(look.probe_means)} others, at the same weights, had "
-        f"a mean of {number(usual)}. {number(abs(lag))}, {way}, are the average: it also holds batches of earlier "
-        "weights."
+        f"{said} For this batch is unlike others: {len(look.probe_means)} others at the same weights have a mean of "
+        f"{number(usual)}, {_away(usual - look.mean, std)}. And the running mean is not theirs: it also holds batches "
+        f"of earlier weights, and lies {_away(look.running_mean - usual, std)}."
     )
+
+
+def _away(distance: float, std: float) -> str:
+    return f"{number(abs(distance) / std)} standard deviations {'above' if distance > 0 else 'below'}"
 
 
 def _undo(run: Run, look: Look) -> str:
@@ -140,7 +145,7 @@ def _one(run: Run, look: Look) -> str:
 
 def _noise(run: Run, look: Look) -> str:
     means, variances = look.probe_means, look.probe_vars
-    if len(means) < 2 or len(variances) < 2 or not variances.mean() > 0:
+    if len(means) < 2 or len(variances) < 2 or not variances.min() > 0:
         return ""
     std = np.sqrt(variances)
     return (
@@ -169,7 +174,8 @@ def _momentum(run: Run, look: Look) -> str:
         return "This layer has momentum=None: its running statistics are the plain average of all batches so far."
     if not 0 < m < 1:
         return f"This layer has momentum={m:g}."
-    most = math.ceil(math.log(0.1) / math.log1p(-m))
+    most = math.log(0.1) / math.log1p(-m)
+    last = f"{math.ceil(most):,}" if most < 1e6 else number(most)
     factor = ""
     if look.count > 1:
         factor = (
@@ -178,7 +184,7 @@ def _momentum(run: Run, look: Look) -> str:
         )
     return (
         f"This layer has momentum {m:g}, which in Keras is {1 - m:g}: about the last 1/{m:g} = {number(1 / m)} batches "
-        f"count, and the last {most} have 90 % of the weight.{factor}"
+        f"count, and the last {last} have 90 % of the weight.{factor}"
     )
 
 

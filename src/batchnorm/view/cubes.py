@@ -11,7 +11,7 @@ SIZE, DEPTH = 20, (11, -9)  # px: a cell's edge; one sample further back
 
 @dataclass(frozen=True)
 class Cube:
-    """One normalization: its name, what shares a mean in words, and the block's visible cells.
+    """One normalization: its name, in words for what there is one mean, and the block's visible cells.
 
     Attributes:
         means: how many means there are, as a product; each: over how many values one is taken.
@@ -29,18 +29,18 @@ def cubes() -> list[Cube]:
     """Return the four, batch norm first."""
     last = CHANNELS - 1
     return [
-        Cube("Batch norm", "one channel, over all samples and positions", "C", "N·S", _cells(lambda n, c: c == last)),
-        Cube("Layer norm", "one sample, over all channels and positions", "N", "C·S", _cells(lambda n, c: n == 0)),
+        Cube("Batch norm", "channel, over all samples and positions", "C", "N·S", _cells(lambda n, c: c == last)),
+        Cube("Layer norm", "sample, over all channels and positions", "N", "C·S", _cells(lambda n, c: n == 0)),
         Cube(
             "Group norm, G groups",
-            "one sample and one group of channels, over their positions",
+            "sample and group of channels, over their positions",
             "N·G",
             "(C/G)·S",
             _cells(lambda n, c: n == 0 and c >= CHANNELS // 2),
         ),
         Cube(
             "Instance norm",
-            "one sample and one channel, over its positions",
+            "sample and channel, over its positions",
             "N·C",
             "S",
             _cells(lambda n, c: n == 0 and c == last),

@@ -79,4 +79,4 @@ def _float(value: float) -> float:
     try:
         return float(value)
     except OverflowError:  # an integer with more digits than any float has
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf

@@ -62,7 +62,7 @@ def look_at(selection: Selection, step: int) -> Look | None:
         return None
     index, place = selection.first
     view, at = selection.layers[index], nearest(selection.steps, step)
-    columns = {q: values[:, place].astype(np.float64) for q, values in view.columns.items()}
+    columns = {q: values[:, place].astype(np.float64).tolist() for q, values in view.columns.items()}
     other = at + 1 if at + 1 < len(selection.steps) else at - 1
     none = float("nan")
     probes = {}

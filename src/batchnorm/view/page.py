@@ -87,10 +87,12 @@ def render(run: Run, judgement: Judgement | None = None) -> str:
     with ThreadPoolExecutor(1) as pool:
         bundle = pool.submit(vega_bundle)  # takes seconds, without Python's lock: the rest is made meanwhile
         from . import charts
+        from .stills import drawn, still_specs
 
         selection = select(run)
         sections = below(run, selection, first_look(selection)[0])
         specs = chart_specs(run, selection) | sections.specs()
+        stills = pool.submit(drawn, still_specs(selection, specs, first_look(selection)[0]))
         environment = _environment()
         style = environment.get_template("page.css").render(
             palettes={"light": charts.LIGHT, "dark": charts.DARK}, font=charts.FONT
@@ -118,6 +120,7 @@ def render(run: Run, judgement: Judgement | None = None) -> str:
         health=health(run, judgement),
         judgement=judgement,
         below=sections,
+        stills=stills.result(),
         NEAR_ZERO=NEAR_ZERO,
         BELOW=BELOW,
         places={info.name: i for i, info in enumerate(selection.run.layers)},

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 BANDS = ("p05", "p25", "p50", "p75", "p95")
 BAND_COLUMNS = [COLUMNS.index(name) for name in BANDS]
 
-TRACE_VALUES = 210_000  # float32 values, all channels and quantities together: 1.1 MB in base64
+TRACE_VALUES = 160_000  # float32 values, all channels and quantities together: 0.85 MB in base64
+PROBE_VALUES = 40_000
 BAND_VALUES = 60_000
 MAX_CHANNELS, MAX_STEPS, MAX_PROBED, MAX_BATCHES = 12, 240, 12, 16
 
@@ -137,7 +138,9 @@ def select(run: Run, only: tuple[str, int | None] | None = None) -> Selection:
     probed = run.probes(infos[0].name, "batch_mean")[0]
     if not len(recorded):
         probed = probed[:0]
-    probe_steps = probed[thin(len(probed), MAX_PROBED)]
+    there = run.probes(infos[0].name, "batch_mean")[1].shape[1]
+    each = size * places * len(PROBED) * max(1, min(there, MAX_BATCHES))
+    probe_steps = probed[thin(len(probed), int(np.clip(PROBE_VALUES // each, 2, MAX_PROBED)))]
     bad = _first_broken(run, recorded)
     kept = {*thin(len(recorded), limit).tolist(), *([] if bad is None else [bad])}
     # The step after a probed one is there as well: one click shows what one gradient did.
@@ -162,7 +165,6 @@ def select(run: Run, only: tuple[str, int | None] | None = None) -> Selection:
         )
     if len(recorded) < len(run.steps):
         notes.append(f"The recorder kept whole vectors at {len(recorded):,} of {len(run.steps):,} recorded steps.")
-    there = run.probes(infos[0].name, "batch_mean")[1].shape[1]
     if len(probe_steps) < len(probed) or there > MAX_BATCHES:
         notes.append(f"Probes: {len(probe_steps)} of {len(probed)}, at most {MAX_BATCHES} of {there} batches each.")
     if any(len(view.channels) < view.info.channels for view in layers):
@@ -259,8 +261,9 @@ def _first(layers: list[LayerView]) -> tuple[int, int]:
             continue
         means, variances = (view.columns[q].astype(np.float64) for q in PROBED)
         for place, moved in enumerate(view.moved):
-            jumps = np.abs(np.diff(means[:, place]))
-            jump = _median(jumps) / max(np.sqrt(_median(variances[:, place])), 1e-12)
+            with np.errstate(invalid="ignore"):  # infinities, negative variances
+                jumps = np.abs(np.diff(means[:, place]))
+                jump = _median(jumps) / max(np.sqrt(_median(variances[:, place])), 1e-12)
             if moved * jump > best:
                 best, found = moved * jump, (i, place)
     return found

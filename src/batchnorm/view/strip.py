@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from .select import Selection
 
-STRIP_VALUES = 48_000  # float32 values, all layers, channels and steps together: 256 kB in base64
-MOST_CHANNELS, STEPS = 200, 5
+STRIP_VALUES = 24_000  # float32 values, all layers, channels and steps together: 128 kB in base64
+MOST_CHANNELS, STEPS = 200, 4
 
 
 @dataclass(frozen=True)

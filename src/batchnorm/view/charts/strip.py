@@ -21,7 +21,7 @@ def strip(data: alt.Data, *, width: int = 1180) -> Any:
     """
     zone = alt.Chart(alt.Data(values=[{"lo": 0, "hi": NEAR_ZERO}])).mark_rect(style="dead-zone")
     scale = alt.Scale(type="symlog", constant=NEAR_ZERO, domainMin=0)
-    ticks = alt.Axis(values=[0, 0.001, 0.01, 0.1, 1, 10, 100, 1000], format="~g")
+    ticks = alt.Axis(values=[0, 0.001, 0.01, 0.1, 1, 10, 100, 1e3, 1e6, 1e12, 1e20], format="~g")
     top = alt.Y("size:Q", title="|γ|", axis=ticks, scale=scale)
     foot = alt.Y("beta:Q", title="β", axis=y_axis(tickCount=4))
     upper = alt.layer(zone.encode(y="lo:Q", y2="hi:Q"), *_marks(data, top, None)).properties(width=width, height=150)

@@ -17,7 +17,7 @@ function sources(spec, found = new Set()) {
 }
 function sized(spec, width) {
   if (spec.hconcat) spec.hconcat[0].width = Math.max(120, width - STRIP - GAP - AXIS);
-  else if (spec.vconcat) spec.vconcat.forEach((part) => (part.width = Math.max(120, width - AXIS)));
+  else if (spec.vconcat) spec.vconcat.forEach((part) => (part.width = Math.max(120, width - AXIS - GAP)));
   else if (spec.facet) {
     spec.columns = Math.max(1, Math.min(Math.floor(width / 270), run.layers.length));
     spec.spec.width = Math.floor((width - 64) / spec.columns) - 18;
