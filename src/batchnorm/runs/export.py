@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from .reader import Run
-from .schema import COLUMNS, PROBED, QUANTITIES
+from .schema import COLUMNS, HISTOGRAM_EDGES, LEARNED, PROBED, QUANTITIES
+from .update import OPTION_NAMES, STATE_NAMES, Change
 
 FORMATS = ("parquet", "arrow", "csv", "tensorboard")
 
@@ -22,7 +23,7 @@ def export(run: Run, out: str | os.PathLike[str], format: str = "parquet") -> Pa
     """Write what a run recorded for other programs, and return the folder that holds it.
 
     parquet, arrow and csv: long tables stats (a row a step, layer and quantity), vectors (a row a channel), probes,
-    scalars and alerts, each in a file of that name. tensorboard: event files; the mean over the channels as the scalar
+    histograms (a row a bin), updates, scalars and alerts, each in a file of that name. tensorboard: event files; the mean over the channels as the scalar
     bn/<layer>/<quantity>, whole vectors as the histogram bn/<layer>/<quantity>/channels, logged numbers by their names.
     Quantities that do not exist have no rows. An experiment's arms go into folders of their names.
 
@@ -64,6 +65,8 @@ def _write_tables(run: Run, out: Path, format: str) -> None:
         "stats": _stats(run),
         "vectors": _vectors(run),
         "probes": _probes(run),
+        "histograms": _histograms(run),
+        "updates": _updates(run),
         "scalars": iter([_columns(run.scalars())]),
         "alerts": iter([_columns(run.alerts())]),
     }
@@ -138,6 +141,43 @@ def _probes(run: Run) -> Iterator[dict[str, Any]]:
                     "channel": channel,
                     "value": values.ravel(),
                 }
+
+
+def _histograms(run: Run) -> Iterator[dict[str, Any]]:
+    for layer in run.layers:
+        steps, channels, shares = run.histograms(layer.name)
+        if shares.size:
+            probe, batch, channel, place = np.indices(shares.shape).reshape(4, -1)
+            yield {
+                "step": steps[probe],
+                "layer": [layer.name] * len(probe),
+                "probe": probe,
+                "batch": batch,
+                "channel": channels[channel],
+                "low": HISTOGRAM_EDGES[place],
+                "share": shares.ravel(),
+            }
+
+
+def _updates(run: Run) -> Iterator[dict[str, Any]]:
+    for layer in run.layers:
+        for update in run.updates(layer.name):
+            for quantity in LEARNED:
+                change: Change | None = getattr(update, quantity)
+                if change is not None:
+                    n = len(update.channels)
+                    none = np.full(n, np.nan, np.float32)
+                    yield {
+                        **_key(np.full(n, update.step), layer.name, quantity),
+                        "channel": update.channels,
+                        "before": change.before,
+                        "gradient": change.gradient,
+                        "after": change.after,
+                        **{name: change.state.get(name, none) for name in STATE_NAMES},
+                        "optimizer": [change.optimizer] * n,
+                        "steps": np.full(n, float(change.steps)),
+                        **{name: np.full(n, float(change.options.get(name, np.nan))) for name in OPTION_NAMES},
+                    }
 
 
 def _key(steps: np.ndarray, layer: str, quantity: str) -> dict[str, Any]:
