@@ -23,8 +23,9 @@ def export(run: Run, out: str | os.PathLike[str], format: str = "parquet") -> Pa
     """Write what a run recorded for other programs, and return the folder that holds it.
 
     parquet, arrow and csv: long tables stats (a row a step, layer and quantity), vectors (a row a channel), probes,
-    histograms (a row a bin), updates, scalars and alerts, each in a file of that name. tensorboard: event files; the mean over the channels as the scalar
-    bn/<layer>/<quantity>, whole vectors as the histogram bn/<layer>/<quantity>/channels, logged numbers by their names.
+    histograms (a row a bin), updates, scalars and alerts, each in a file of that name. tensorboard: event files; the
+    mean over the channels as the scalar bn/<layer>/<quantity>, whole vectors as the histogram
+    bn/<layer>/<quantity>/channels, logged numbers by their names.
     Quantities that do not exist have no rows. An experiment's arms go into folders of their names.
 
     Args:

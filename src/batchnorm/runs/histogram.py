@@ -47,4 +47,4 @@ def decode(frames: Frames, layers: Sequence[LayerInfo], i: int) -> np.ndarray:
     for k, row in enumerate(out):
         stored = np.frombuffer(frames.payload(k), np.uint8).reshape(-1, size)
         row[: len(stored)] = _SHARES[stored[:, start : start + widths[i]]]
-    return out.reshape(len(frames), batches, -1, HISTOGRAM_BINS)
+    return out.reshape(len(frames), batches, widths[i] // HISTOGRAM_BINS, HISTOGRAM_BINS)
