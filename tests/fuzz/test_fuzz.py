@@ -21,7 +21,7 @@ import pytest
 from mutation import mutate_bytes, mutate_run
 from odd_checkpoints import mutate_state
 from odd_data import WRITERS
-from synthetic import layer, probe_values, sgd_steps, story, write_run
+from synthetic import bells, layer, probe_values, sgd_steps, story, write_run
 from typer.testing import CliRunner
 
 from batchnorm.cli import app
@@ -85,6 +85,7 @@ def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         infos,
         values,
         probes=probe_values([3, 9], 3, 5),
+        histograms=bells(infos, [3, 9]),
         updates=sgd_steps(values, [0, 1, 8]),
         alerts=[alert],
         meta={"lr": 0.1},

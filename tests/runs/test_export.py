@@ -17,6 +17,8 @@ import batchnorm as bn
 from batchnorm.runs import COLUMNS
 from batchnorm.runs.export import export
 
+TABLES = ("alerts", "histograms", "probes", "scalars", "stats", "updates", "vectors")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -46,7 +48,7 @@ def read(path):
             return file.read_all().to_pylist()
     with open(path, newline="") as file:
         return [
-            {k: v if k in ("layer", "quantity", "what") else _number(v) for k, v in row.items()}
+            {k: v if k in ("layer", "quantity", "what", "optimizer") else _number(v) for k, v in row.items()}
             for row in csv.DictReader(file)
         ]
 
@@ -81,6 +83,17 @@ def test_tables(run, tmp_path, format):
     np.testing.assert_allclose(
         [row["value"] for row in rows], run.probes("1", "batch_mean")[1].ravel(), rtol=1e-6, atol=1e-12
     )
+    histograms, updates = (read(out / f"{name}.{format}") for name in ("histograms", "updates"))
+    rows = [row["share"] for row in histograms if row["layer"] == "1" and row["channel"] == 1]
+    np.testing.assert_allclose(rows, run.histograms("1")[2][0, :, 1].ravel(), rtol=1e-6)
+    assert [row["low"] for row in histograms[:3]] == [-4, -3.75, -3.5]
+    assert {row["layer"] for row in updates} == {"1"}
+    rows = [row for row in updates if (row["quantity"], row["channel"]) == ("beta", 2)]
+    assert [(row["step"], row["optimizer"], row["lr"]) for row in rows] == [(s, "SGD", 0.1) for s in (0, 2, 4, 6)]
+    for row, update in zip(rows, run.updates("1"), strict=True):
+        assert row["after"] == pytest.approx(float(update.beta.after[2]))
+        assert row["before"] - row["lr"] * row["gradient"] == pytest.approx(row["after"], abs=1e-6)
+        assert row["momentum_buffer"] is None or np.isnan(row["momentum_buffer"])
     assert [(row["step"], row["loss"], row["accuracy"]) for row in scalars][-2:] == [(4, 4, None), (5, 5, 0.5)]
     assert [(row["step"], row["quantity"], row["count"]) for row in alerts] == [(6, "gamma", 1)]
 
@@ -105,7 +118,7 @@ def test_an_experiment_has_a_folder_an_arm(run, tmp_path):
     (tmp_path / "learned").symlink_to(run.path)
     out = export(bn.open_run(tmp_path), tmp_path / "out", "csv")
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*")) == [
-        "learned", *(f"learned/{name}.csv" for name in ("alerts", "probes", "scalars", "stats", "vectors"))
+        "learned", *(f"learned/{name}.csv" for name in TABLES)
     ]  # fmt: skip
 
 

@@ -10,9 +10,9 @@ import batchnorm as bn
 from batchnorm.runs import files
 from batchnorm.runs.files import write_atomically
 from batchnorm.runs.lock import Lock, is_held
-from batchnorm.runs.schema import ALERTS, OPTIMIZERS, PROBES, RUN, SCALARS, STATS, UPDATES, VECTORS
+from batchnorm.runs.schema import ALERTS, HISTOGRAMS, OPTIMIZERS, PROBES, RUN, SCALARS, STATS, UPDATES, VECTORS
 
-APPENDED = [STATS, VECTORS, PROBES, UPDATES, SCALARS, ALERTS, OPTIMIZERS]
+APPENDED = [STATS, VECTORS, PROBES, HISTOGRAMS, UPDATES, SCALARS, ALERTS, OPTIMIZERS]
 LINKS = [os.symlink, os.link]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows lets not everybody make links")
 

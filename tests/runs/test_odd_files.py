@@ -14,7 +14,18 @@ from batchnorm.cli import app
 from batchnorm.runs import list_runs, open_run
 from batchnorm.runs.explain import explain
 from batchnorm.runs.journal import frame
-from batchnorm.runs.schema import ALERTS, MOST_LAYERS, OPTIMIZERS, PROBES, RUN, SCALARS, STATS, UPDATES, VECTORS
+from batchnorm.runs.schema import (
+    ALERTS,
+    HISTOGRAMS,
+    MOST_LAYERS,
+    OPTIMIZERS,
+    PROBES,
+    RUN,
+    SCALARS,
+    STATS,
+    UPDATES,
+    VECTORS,
+)
 
 INFO = layer("bn", 3)
 
@@ -45,7 +56,9 @@ def to_device(path):
     path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("name", [STATS, VECTORS, PROBES, UPDATES, SCALARS, ALERTS, OPTIMIZERS, "results.json"])
+@pytest.mark.parametrize(
+    "name", [STATS, VECTORS, PROBES, HISTOGRAMS, UPDATES, SCALARS, ALERTS, OPTIMIZERS, "results.json"]
+)
 @pytest.mark.parametrize("become", [to_folder, to_fifo, to_device], ids=lambda become: become.__name__)
 def test_only_regular_files_are_opened(run, name, become):
     become(run / name)
@@ -168,6 +181,28 @@ def test_a_table_of_probes_is_no_larger_than_they_are(run):
     tracemalloc.stop()
     assert len(steps) == len(values) == 60_000
     assert "kept the 60000 whole frames" in opened.damage[0]
+
+
+def test_a_table_of_histograms_is_no_larger_than_16_times_what_is_stored(run):
+    """20 MB of probes of one batch, and one of 8: the padded table would take 640 MB."""
+    size = 32 * INFO.channels
+    (run / HISTOGRAMS).write_bytes(frame(1, bytes(size)) * 200_000 + frame(1, bytes(8 * size)))
+    opened = open_run(run)
+    tracemalloc.start()
+    steps, _, shares = opened.histograms("bn")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 28
+    tracemalloc.stop()
+    assert shares.shape == (len(steps), 1, 3, 32)
+    assert "histograms-0001.bin: " in opened.damage[0]
+    assert "kept the 200000 whole frames" in opened.damage[0]
+
+
+@pytest.mark.parametrize("length", [0, 1, 95, 9 * 96, 10 * 96])
+def test_histograms_of_an_impossible_length(run, length):
+    (run / HISTOGRAMS).write_bytes(frame(1, bytes(96)) + frame(2, bytes(length)))
+    opened = open_run(run)
+    assert opened.histograms("bn")[2].shape == (1, 1, 3, 32)
+    assert f"impossible length ({length} bytes)" in opened.damage[0]
 
 
 def test_channels_of_which_nothing_was_recorded_take_no_memory(run):

@@ -9,9 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from batchnorm.runs import histogram
 from batchnorm.runs.journal import Journal
 from batchnorm.runs.lines import Lines
-from batchnorm.runs.schema import OPTIMIZERS, PROBES, QUANTITIES, STATS, UPDATES, VECTORS, LayerInfo, stats_dtype
+from batchnorm.runs.schema import (
+    HISTOGRAM_EDGES,
+    HISTOGRAMS,
+    OPTIMIZERS,
+    PROBES,
+    QUANTITIES,
+    STATS,
+    UPDATES,
+    VECTORS,
+    LayerInfo,
+    stats_dtype,
+)
 from batchnorm.runs.update import Row, encode, kept_channels
 
 Values = Mapping[str, np.ndarray]  # quantity -> (T, C)
@@ -71,6 +83,7 @@ def write_run(
     steps: Sequence[int] | None = None,
     vectors_every: int = 1,
     probes: Mapping[int, np.ndarray] | None = None,  # step -> (B, 2, channels of all layers): mean, var
+    histograms: Mapping[int, Sequence[Sequence[np.ndarray]]] | None = None,  # step -> (c, 32) of each batch and layer
     updates: Mapping[int, Sequence[Sequence[Row]]] | None = None,  # step -> of each layer, as of `sgd_steps`
     alerts: Iterable[Mapping[str, Any]] = (),
     meta: Mapping[str, Any] | None = None,
@@ -120,6 +133,9 @@ def write_run(
             ends = np.cumsum([info.channels for info in layers])[:-1]
             blocks = [part.reshape(len(of_step), -1) for part in np.split(of_step, ends, axis=2)]
             journal.append([(step, np.concatenate(blocks, axis=1).astype("<f4").tobytes())])
+    with Journal(path / HISTOGRAMS) as journal:
+        for step, counts in (histograms or {}).items():
+            journal.append([(step, b"".join(histogram.encode(each) for of_batch in counts for each in of_batch))])
     kept = kept_channels(layers)
     with Journal(path / UPDATES) as journal:
         lines = Lines(path / OPTIMIZERS)
@@ -129,6 +145,22 @@ def write_run(
             journal.append([(step, payload)])
         lines.close()
     return path
+
+
+def bells(layers: Sequence[LayerInfo], steps: Iterable[int], batches: int = 5) -> dict[int, list[list[np.ndarray]]]:
+    """Counts of 60 normal values in each channel, for `write_run`."""
+    draw = np.random.default_rng(2)
+    edges = np.concatenate([[-np.inf], HISTOGRAM_EDGES[1:-1], [np.inf]])
+    return {
+        step: [
+            [
+                np.stack([np.histogram(draw.normal(size=60), edges)[0] for _ in histogram.kept_channels(i)])
+                for i in layers
+            ]
+            for _ in range(batches)
+        ]
+        for step in steps
+    }
 
 
 def sgd_steps(values: Sequence[Values], steps: Iterable[int], lr: float = 0.5) -> dict[int, list[list[Row]]]:

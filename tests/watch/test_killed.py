@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.runs.schema import OPTIMIZERS, PROBES, SCALARS, STATS, UPDATES, VECTORS
+from batchnorm.runs.schema import HISTOGRAMS, OPTIMIZERS, PROBES, SCALARS, STATS, UPDATES, VECTORS
 
 pytestmark = pytest.mark.processes
 
@@ -35,7 +35,7 @@ def test_every_killed_run_reads_up_to_its_last_whole_frame(trainings):
         run = bn.open_run(folder)
         assert run.status == "interrupted"
         assert run.steps.tolist() == list(range(len(run.steps)))
-        for name in (STATS, VECTORS, PROBES, UPDATES, OPTIMIZERS, SCALARS):
+        for name in (STATS, VECTORS, PROBES, HISTOGRAMS, UPDATES, OPTIMIZERS, SCALARS):
             found = (folder / name).read_bytes() if (folder / name).exists() else b""
             assert (trainings / "whole" / name).read_bytes().startswith(found), name
         assert len(run.stats("1", "gamma")) == len(run.steps)

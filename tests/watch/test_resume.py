@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.runs.schema import ALERTS, OPTIMIZERS, PROBES, SCALARS, STATS, UPDATES, VECTORS
+from batchnorm.runs.schema import ALERTS, HISTOGRAMS, OPTIMIZERS, PROBES, SCALARS, STATS, UPDATES, VECTORS
 
-FILES = (STATS, VECTORS, PROBES, UPDATES, SCALARS, ALERTS, OPTIMIZERS)
+FILES = (STATS, VECTORS, PROBES, HISTOGRAMS, UPDATES, SCALARS, ALERTS, OPTIMIZERS)
 
 
 def train(folder, start, stop, checkpoint, *, resume=False, every=1):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .reader import Run
-from .rows import probes_rows, stats_rows, vectors_rows
+from .rows import histograms_rows, probes_rows, stats_rows, updates_rows, vectors_rows
 
 FORMATS = ("parquet", "arrow", "csv", "tensorboard")
 
@@ -21,8 +21,9 @@ def export(run: Run, out: str | os.PathLike[str], format: str = "parquet") -> Pa
     """Write what a run recorded for other programs, and return the folder that holds it.
 
     parquet, arrow and csv: long tables stats (a row a step, layer and quantity), vectors (a row a channel), probes,
-    scalars and alerts, each in a file of that name. tensorboard: event files; the mean over the channels as the scalar
-    bn/<layer>/<quantity>, whole vectors as the histogram bn/<layer>/<quantity>/channels, logged numbers by their names.
+    histograms (a row a bin), updates, scalars and alerts, each in a file of that name. tensorboard: event files; the
+    mean over the channels as the scalar bn/<layer>/<quantity>, whole vectors as the histogram
+    bn/<layer>/<quantity>/channels, logged numbers by their names.
     Quantities that do not exist have no rows. An experiment's arms go into folders of their names.
 
     Args:
@@ -63,6 +64,8 @@ def _write_tables(run: Run, out: Path, format: str) -> None:
         "stats": stats_rows(run),
         "vectors": vectors_rows(run),
         "probes": probes_rows(run),
+        "histograms": histograms_rows(run),
+        "updates": updates_rows(run),
         "scalars": iter([_columns(run.scalars())]),
         "alerts": iter([_columns(run.alerts())]),
     }

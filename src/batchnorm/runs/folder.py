@@ -13,9 +13,9 @@ from .._version import __version__
 from .files import require_own, write_atomically
 from .lock import Lock
 from .reader import open_run
-from .schema import ALERTS, FORMAT, OPTIMIZERS, PROBES, RUN, SCALARS, STATS, UPDATES, VECTORS, LayerInfo
+from .schema import ALERTS, FORMAT, HISTOGRAMS, OPTIMIZERS, PROBES, RUN, SCALARS, STATS, UPDATES, VECTORS, LayerInfo
 
-_WRITTEN = (RUN, STATS, VECTORS, PROBES, UPDATES, SCALARS, ALERTS, OPTIMIZERS)
+_WRITTEN = (RUN, STATS, VECTORS, PROBES, HISTOGRAMS, UPDATES, SCALARS, ALERTS, OPTIMIZERS)
 
 
 def create_folder(

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from .._lazy import late
 from .frame import to_frame
+from .histogram import batch_bytes, decode, is_valid, kept_channels
 from .journal import Frames
 from .lock import LOCK, is_held
 from .parse import parse, read_regular, typed
@@ -19,6 +20,7 @@ from .schema import (
     ALERTS,
     F4,
     FORMAT,
+    HISTOGRAMS,
     MOST_CHANNELS,
     OPTIMIZERS,
     PROBED,
@@ -36,7 +38,7 @@ from .schema import (
     vector_starts,
 )
 from .sources import Columns, Files, Whole, fault_of
-from .update import Update, Updates, kept_channels, payload_bytes
+from .update import Update, Updates, payload_bytes
 
 if TYPE_CHECKING:
     from ..view.plots import Plots
@@ -151,6 +153,25 @@ class Run:
             row[: len(values)] = values[:, start : start + channels]
         return self._probes.steps, out
 
+    def histograms(self, layer: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How the normalized values xhat = (x - mean) / sqrt(var + eps) of each probed batch are spread.
+
+        What a channel gets is mean + sqrt(var + eps) * xhat, what it gives beta + gamma * xhat: one histogram serves
+        both.
+        In a batch in which a layer runs several times, each call is normalized by itself, and the counts are added.
+
+        Args:
+            layer: a name from `layers`.
+        Returns:
+            The steps at which it was probed, (P,) int64; the channels that were kept, (c,) int64: all, or 128 evenly
+            spaced ones; and the shares of the batch's values in the bins between `runs.schema.HISTOGRAM_EDGES`, (P, B,
+            c, 32) float32, of the first 8 batches of each probe. Values beyond the edges are in the end bins. NaN
+            where nothing was measured, or anything in the channel was not finite.
+        """
+        i = self._layer(layer)
+        frames = self._histograms
+        return frames.steps, kept_channels(self.layers[i]), decode(frames, self.layers, i)
+
     def updates(self, layer: str) -> list[Update]:
         """Worked steps: gamma and beta before and after a step, with all that the optimizer made one from the other of.
 
@@ -180,6 +201,7 @@ class Run:
             self._stats.damage,
             self._vectors.damage,
             self._probes.damage,
+            self._histograms.damage,
             self._update_frames.damage,
             self._updates.damage,
             self._scalars[1],
@@ -250,11 +272,17 @@ class Run:
     @cached_property
     def _probes(self) -> Frames:
         size = int(self._probe_starts[-1]) * F4.itemsize
-        return _alike(self._files.frames(PROBES, lambda length: size > 0 and length > 0 and length % size == 0), size)
+        frames = self._files.frames(PROBES, lambda length: size > 0 and length > 0 and length % size == 0)
+        return _alike(frames, PROBES, size)
+
+    @cached_property
+    def _histograms(self) -> Frames:
+        frames = self._files.frames(HISTOGRAMS, lambda length: is_valid(length, self.layers))
+        return _alike(frames, HISTOGRAMS, batch_bytes(self.layers), F4.itemsize)
 
     @cached_property
     def _update_frames(self) -> Frames:
-        size = payload_bytes(kept_channels(self.layers))
+        size = payload_bytes(self.layers)
         return self._files.frames(UPDATES, lambda length: length == size > 0)
 
     @cached_property
@@ -348,18 +376,18 @@ def list_runs(root: str | os.PathLike[str] = "runs", refused: list[str] | None =
     return sorted(runs, key=lambda run: (run.created, run.path.name), reverse=True)
 
 
-def _alike(frames: Frames, size: int) -> Frames:
+def _alike(frames: Frames, name: str, size: int, times: int = 1) -> Frames:
     """The probes up to the first with so many more batches than others that a table would be mostly empty."""
     if not len(frames):
         return frames
     batches = frames.lengths // size
-    table = np.maximum.accumulate(batches) * np.arange(1, len(frames) + 1) * size
+    table = np.maximum.accumulate(batches) * np.arange(1, len(frames) + 1) * (size * times)
     beyond = np.flatnonzero(table > np.maximum(MOST_PADDED * np.cumsum(frames.lengths), LEAST_TABLE))
     if not len(beyond):
         return frames
     keep = int(beyond[0])
     damage = (
-        f"{PROBES}: at most {MOST_PADDED} times the bytes of the probes may be needed for a table of them; kept the "
+        f"{name}: at most {MOST_PADDED} times the bytes of the probes may be needed for a table of them; kept the "
         f"{keep} whole frames before it would be more"
     )
     return Frames(frames.data, frames.steps[:keep], frames.starts[:keep], frames.lengths[:keep], damage)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .schema import COLUMNS, PROBED, QUANTITIES
+from .schema import COLUMNS, HISTOGRAM_EDGES, LEARNED, PROBED, QUANTITIES
+from .update import OPTION_NAMES, STATE_NAMES, Change
 
 if TYPE_CHECKING:
     from .reader import Run
@@ -57,6 +58,45 @@ def probes_rows(run: Run) -> Iterator[dict[str, Any]]:
                     "channel": channel,
                     "value": values.ravel(),
                 }
+
+
+def histograms_rows(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield a row a probed step, batch, channel and bin, for each layer."""
+    for layer in run.layers:
+        steps, channels, shares = run.histograms(layer.name)
+        if shares.size:
+            probe, batch, channel, place = np.indices(shares.shape).reshape(4, -1)
+            yield {
+                "step": steps[probe],
+                "layer": [layer.name] * len(probe),
+                "probe": probe,
+                "batch": batch,
+                "channel": channels[channel],
+                "low": HISTOGRAM_EDGES[place],
+                "share": shares.ravel(),
+            }
+
+
+def updates_rows(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield a row a worked step and channel, for each layer and learned quantity."""
+    for layer in run.layers:
+        for update in run.updates(layer.name):
+            for quantity in LEARNED:
+                change: Change | None = getattr(update, quantity)
+                if change is not None:
+                    n = len(update.channels)
+                    none = np.full(n, np.nan, np.float32)
+                    yield {
+                        **_key(np.full(n, update.step), layer.name, quantity),
+                        "channel": update.channels,
+                        "before": change.before,
+                        "gradient": change.gradient,
+                        "after": change.after,
+                        **{name: change.state.get(name, none) for name in STATE_NAMES},
+                        "optimizer": [change.optimizer] * n,
+                        "steps": np.full(n, float(change.steps)),
+                        **{name: np.full(n, float(change.options.get(name, np.nan))) for name in OPTION_NAMES},
+                    }
 
 
 def _key(steps: np.ndarray, layer: str, quantity: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from msgspec import Meta
 FORMAT = 1
 RUN = "run.json"
 STATS, VECTORS, PROBES = "stats-0001.bin", "vectors-0001.bin", "probes-0001.bin"
-UPDATES = "updates-0001.bin"
+UPDATES, HISTOGRAMS = "updates-0001.bin", "histograms-0001.bin"
 SCALARS, ALERTS, OPTIMIZERS = "scalars.jsonl", "alerts.jsonl", "optimizers.jsonl"
 RESULTS = "results.json"
 
@@ -45,6 +45,11 @@ MOST_CHANNELS = (2**31 - 1) // (4 * len(QUANTITIES))
 MOST_LAYERS = 20_000
 MOST_ARMS = 1_000
 
+# Of (x - mean) / sqrt(var + eps), of at most 8 batches a probe and 128 channels a layer; what lies beyond the edges is
+# in the end bins.
+HISTOGRAM_BINS = 32
+HISTOGRAM_EDGES = np.linspace(-4.0, 4.0, HISTOGRAM_BINS + 1)
+HISTOGRAM_BATCHES, HISTOGRAM_CHANNELS = 8, 128
 # The file of worked steps stays below 16 MiB in ten million records, of which 50 are worked; 48 bytes a channel.
 MOST_UPDATED = (16 << 20) // 50 // 48
 

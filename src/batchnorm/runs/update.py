@@ -72,14 +72,8 @@ Number = bool | float  # 0 for False is what people write
 
 
 class _Options(TypedDict, total=False):
-    """What a line of optimizers.jsonl says, as far as any rule reads it."""
+    """The options that any rule reads."""
 
-    step: int
-    optimizer: str
-    state: str
-    steps: Finite
-    skipped: bool
-    dtype: str
     lr: Number
     momentum: Number
     dampening: Number
@@ -93,7 +87,23 @@ class _Options(TypedDict, total=False):
     decoupled_weight_decay: Number
 
 
-_FACTS = ("step", "optimizer", "state", "steps", "skipped", "dtype")
+class _Facts(TypedDict, total=False):
+    """What a line of optimizers.jsonl says beside the options."""
+
+    step: int
+    optimizer: str
+    state: str
+    steps: Finite
+    skipped: bool
+    dtype: str
+
+
+class _Line(_Facts, _Options, total=False):
+    """A line of optimizers.jsonl, as far as anybody here reads it."""
+
+
+STATE_NAMES = tuple(dict.fromkeys(name for names in STATES.values() for name in names))
+OPTION_NAMES = tuple(_Options.__annotations__)
 Row = tuple[int, Sequence[np.ndarray], Mapping[str, Any]]  # index in LEARNED, arrays as in `Change`, facts and options
 
 
@@ -107,8 +117,9 @@ def kept_channels(layers: Sequence[LayerInfo]) -> list[np.ndarray]:
     return [spread(int(width), low) for width in widths]
 
 
-def payload_bytes(kept: Sequence[np.ndarray]) -> int:
+def payload_bytes(layers: Sequence[LayerInfo]) -> int:
     """Length of a frame of `updates-0001.bin`."""
+    kept = kept_channels(layers)
     return len(LEARNED) * (len(kept) * I4.itemsize + sum(map(len, kept)) * ROWS * F4.itemsize)
 
 
@@ -151,7 +162,7 @@ class Updates:
         self.damage: str | None = None
         for row in rows:
             try:
-                typed(row, _Options)
+                typed(row, _Line)
             except ValueError as error:
                 self.damage = f"{OPTIMIZERS}: step {row['step']}: {error}"
                 break
@@ -195,7 +206,9 @@ class Updates:
             options={
                 name: value
                 for name, value in facts.items()
-                if name not in _FACTS and isinstance(value, (int, float)) and not abs(value) > MOST_OPTION
+                if name not in _Facts.__annotations__
+                and isinstance(value, (int, float))
+                and not abs(value) > MOST_OPTION
             },
             steps=facts.get("steps", 0),
             skipped=facts.get("skipped", False),

@@ -22,7 +22,7 @@ from ..runs.folder import create_folder, end_folder, reopen_folder
 from ..runs.journal import HEADER
 from ..runs.lines import Lines, to_jsonable
 from ..runs.lock import Lock
-from ..runs.schema import F4, PROBES, QUANTITIES, SCALARS, LayerInfo, vector_starts
+from ..runs.schema import F4, HISTOGRAMS, PROBES, QUANTITIES, SCALARS, LayerInfo, vector_starts
 from .capture import Capture
 from .layers import choose
 from .probe import probe
@@ -259,12 +259,12 @@ class Recorder:
             raise ValueError("cannot probe: the recorder is closed")
         self._capture.switch.paused = True
         try:
-            values = probe(self._model, self._layers, batches, call)
+            values, histograms = probe(self._model, self._layers, batches, call)
         finally:
             self._capture.switch.paused = False
         if self._layers:
             self._probes += 1
-            self._submit(Extra(self._current, lambda: {PROBES: values.tobytes()}))
+            self._submit(Extra(self._current, lambda: {PROBES: values.tobytes(), HISTOGRAMS: histograms}))
 
     def flush(self) -> None:
         """Wait until all that was recorded is with the operating system: call it before writing a checkpoint.

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ..runs.histogram import is_valid
 from ..runs.journal import Frames, Journal, read_frames
 from ..runs.lines import Lines
 from ..runs.schema import (
     ALERTS,
     COLUMNS,
     F4,
+    HISTOGRAMS,
     OPTIMIZERS,
     PROBED,
     PROBES,
@@ -29,7 +31,7 @@ from ..runs.schema import (
     stats_dtype,
     vector_starts,
 )
-from ..runs.update import kept_channels, payload_bytes
+from ..runs.update import payload_bytes
 from .digest import Digest
 from .schedule import Schedule
 from .snapshot import Extra, Snapshot
@@ -63,11 +65,12 @@ class Writer:
         vectors = int(vector_starts(layers, len(QUANTITIES))[-1]) * F4.itemsize
         probes = int(vector_starts(layers, len(PROBED))[-1]) * F4.itemsize
         record = stats_dtype(layers).itemsize
-        updates = payload_bytes(kept_channels(layers))
+        updates = payload_bytes(layers)
         self._stats = Journal(path / STATS, before_step, lambda n: n == record)
         self._vectors = Journal(path / VECTORS, before_step, lambda n: n == vectors)
         self._extras = {
             PROBES: Journal(path / PROBES, before_step, lambda n: probes > 0 and n % probes == 0),
+            HISTOGRAMS: Journal(path / HISTOGRAMS, before_step, lambda n: is_valid(n, layers)),
             UPDATES: Journal(path / UPDATES, before_step, lambda n: n == updates),
         }
         self._alerts = Lines(path / ALERTS, before_step)
