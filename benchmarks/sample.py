@@ -1,8 +1,8 @@
 """Makes the sample run that `batchnorm report --sample` shows: make sample, minutes.
 
 It trains the experiment in which gamma and beta alone learn, with a small convolutional network on scikit-learn's
-digits, and keeps evenly spaced records of it, so that the package carries little. Files that it knows nothing of, as the
-recorder may come to write, it keeps whole.
+digits, and keeps evenly spaced records of it, so that the package carries little. Files that it knows nothing of, as
+the recorder may come to write, it keeps whole.
 """
 
 from __future__ import annotations

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
@@ -26,29 +27,38 @@ TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("data.js", "charts.js", "page.js")
 
 
-def report(run_or_path: Run | str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the page of a run and return where it is.
+RunOrPath = Union["Run", str, "os.PathLike[str]"]
+
+
+def report(run_or_path: RunOrPath | Sequence[RunOrPath], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the page of a run, or of several side by side, and return where it is.
 
     Args:
-        run_or_path: a run from `open_run`, or the folder of one.
-        out: the file to write; RUN/report.html if not given. It appears whole or not at all.
+        run_or_path: a run from `open_run`, or the folder of one; or a list of up to 6 of them.
+        out: the file to write. If not given: RUN/report.html; of several runs side-by-side.html in the folder that the
+            first one is in. It appears whole or not at all.
     Returns:
         The path of the page: one HTML file that opens offline.
     Raises:
         FileNotFoundError: there is no such folder, or it holds no run.
-        ValueError: the run cannot be read.
+        ValueError: the run cannot be read; no runs, or too many.
         IsADirectoryError: `out` is a folder.
         PermissionError: the page must not be written there.
         ModuleNotFoundError: Altair or vl-convert is not installed (`pip install "batchnorm[report]"`).
     """
     require_charts()
-    if isinstance(run_or_path, (str, os.PathLike)):
-        run_or_path = open_run(run_or_path)
-    path = Path(out) if out is not None else run_or_path.path / "report.html"
+    given = [run_or_path] if isinstance(run_or_path, (Run, str, os.PathLike)) else run_or_path
+    runs = [each if isinstance(each, Run) else open_run(each) for each in given]
+    from . import side_by_side
+
+    if len(runs) != 1:
+        side_by_side.check(runs)
+    usual = runs[0].path / "report.html" if len(runs) == 1 else runs[0].path.parent / side_by_side.PAGE
+    path = Path(out) if out is not None else usual
     if path.is_dir():
         cure = f"name a file: --out {path / 'report.html'}"
         raise IsADirectoryError(f"the page is one file, but {path} is a folder; {cure}")
-    content = render(run_or_path).encode()
+    content = (render(runs[0]) if len(runs) == 1 else side_by_side.render(runs)).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
@@ -78,31 +88,18 @@ def render(run: Run) -> str:
     """Return the page of a run as HTML."""
     with ThreadPoolExecutor(1) as pool:
         bundle = pool.submit(vega_bundle)  # takes seconds, without Python's lock: the rest is made meanwhile
-        from . import charts
 
         selection = select(run)
         specs = chart_specs(run, selection)
-        environment = _environment()
-        style = environment.get_template("page.css").render(
-            palettes={"light": charts.LIGHT, "dark": charts.DARK}, font=charts.FONT
-        )
+        environment = templates()
+        style = stylesheet(environment)
         own = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
         # Each in a scope of its own: the bundle's names are short, many, and change with its version.
         scripts = [f'(() => {{\n"use strict";\n{script}\n}})();' for script in (bundle.result(), own)]
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            f"script-src {' '.join(map(_hash, scripts))}",
-            f"style-src {_hash(style)}",
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
-    )
     return environment.get_template("report.html").render(
         run=run,
         main=selection.run,
-        policy=policy,
+        policy=policy(style, scripts),
         style=style,
         scripts=scripts,
         data=payload(run, selection) | {"specs": specs},
@@ -243,11 +240,33 @@ def _words(run: Run) -> list[str]:
     return summarize(run)
 
 
+def policy(style: str, scripts: Sequence[str] = ()) -> str:
+    """Return the Content-Security-Policy that allows this style and these scripts, and nothing else."""
+    parts = {
+        "default-src": "'none'",
+        "script-src": " ".join(map(_hash, scripts)) or "'none'",
+        "style-src": _hash(style),
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{name} {allowed}" for name, allowed in parts.items())
+
+
+def stylesheet(environment: Any) -> str:
+    """Return the page's style, with the colours of both palettes."""
+    from . import charts
+
+    palettes = {"light": charts.LIGHT, "dark": charts.DARK}
+    return environment.get_template("page.css").render(palettes=palettes, font=charts.FONT)
+
+
 def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def _environment() -> Any:
+def templates() -> Any:
+    """Return the environment of the page's templates, in which all that is filled in is text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Names of layers and all else in a run come from outside: autoescape makes them text.
