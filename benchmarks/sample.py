@@ -23,8 +23,8 @@ from batchnorm.runs.schema import PROBES, RESULTS, RUN, SCALARS, STATS, VECTORS
 from batchnorm.view.sample import FOLDER
 from batchnorm.view.select import thin
 
-TRAIN = ["--experiment", "gamma-beta", "--model", "cnn", "--epochs", "40"]
-STEPS, PROBED = 30, 3
+TRAIN = ["--experiment", "gamma-beta", "--model", "cnn", "--epochs", "24", "--batch-size", "16"]
+STEPS, PROBED = 30, 4
 MOST_BYTES = 400_000
 # By the file, how many records of it an arm keeps; of the arms beside the main one fewer, for they show less.
 KEPT = {STATS: STEPS, VECTORS: STEPS, SCALARS: STEPS, PROBES: PROBED}

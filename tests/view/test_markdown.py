@@ -30,6 +30,8 @@ NASTY = [
     "- item",
     "+ item",
     "1. item",
+    "12) item",
+    "-",
     ":smile:",
     "www.example.com",
     "https://example.com/?a=b",

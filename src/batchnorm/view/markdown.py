@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 MOST_LAYERS, MOST_SENTENCES, MOST_LINES, MOST_FINDINGS = 12, 5, 6, 4
 # In what Markdown would read something, unless a backslash stands before it: anywhere, and at the start of a line.
-_MARKUP = re.compile(r"[\\`*_{}\[\]<>|~$&!]|^[+-]|(?<=^\d)[.)]")
+_MARKUP = re.compile(r"[\\`*_{}\[\]<>|~$&!]|^[+-](?=\s|$)")
+_NUMBERED = re.compile(r"^(\d+)([.)])(?=\s|$)")
 # Of what GitHub makes mentions, links and pictures whatever stands before it; alone in an element it makes none of it.
 _LINKING = re.compile(r"[@#]|:(?=[\w+\\-]+:)|(?<=:)//|(?<=www)\.", re.IGNORECASE)
 _PLAIN = re.compile(r"[^`|\\\x00-\x1f\x7f]+")
@@ -40,7 +41,8 @@ def markdown(run: Run, findings: Sequence[Sequence[str]] = ()) -> str:
     lines += _arms(run)
     lines += _layers(main)
     for severity, rule, where, evidence, remedy in findings[:MOST_FINDINGS]:
-        lines += [f"- **{text(severity)}: {text(rule)}**, {text(where)}: {text(evidence)}", *_block(remedy)]
+        lines += [f"- **{text(severity)}: {text(rule)}**, {text(where)}: {text(evidence)}"]
+        lines += _block(remedy) if severity != "note" else []
     if len(findings) > MOST_FINDINGS:
         lines += [f"- and {plural(len(findings) - MOST_FINDINGS, 'more finding')}"]
     return "\n".join(lines).rstrip() + "\n"
@@ -48,7 +50,7 @@ def markdown(run: Run, findings: Sequence[Sequence[str]] = ()) -> str:
 
 def text(said: str) -> str:
     """Return what is said so that Markdown shows it as it is, in one line, and GitHub links nothing in it."""
-    escaped = _MARKUP.sub(r"\\\g<0>", " ".join(_visible(said).split()))
+    escaped = _NUMBERED.sub(r"\1\\\2", _MARKUP.sub(r"\\\g<0>", " ".join(_visible(said).split())))
     return _LINKING.sub(r"<span>\g<0></span>", escaped)
 
 

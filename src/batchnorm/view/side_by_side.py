@@ -6,6 +6,7 @@ The page is drawn here, as pictures in light and dark colours, and has no script
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ PAGE = "side-by-side.html"
 MOST_RUNS, MOST_LAYERS, MOST_POINTS, MOST_STEPS, MOST_LOGGED = 6, 30, 300, 60, 2
 LETTERS = "ABCDEF"
 ROLES = ("measured", "learned", "gradient", "other", "tracked", "muted")  # whose colours the runs have, in order
+CLOCKS, OUTCOME = ("step", "epoch"), re.compile("loss|acc", re.IGNORECASE)
 LAST = 10  # logged values whose mean is the last
 LEARNED, MEASURED = ("gamma", "beta"), ("spread", "drift")
 
@@ -68,14 +70,17 @@ def render(runs: Sequence[Run]) -> str:
 
 def _differing(runs: Sequence[Run]) -> dict[str, Any]:
     """Return the facts that are not the same in all runs, each with a value a run, and the names of the others."""
-    told = []
-    for run in runs:
-        layers = {f"layer {info.name}": _layer_said(info) for info in run.main.layers}
-        told.append({name: spoken(value) for name, value in run.meta.items()} | layers)
+    meta = _rows([{name: spoken(value) for name, value in run.meta.items()} for run in runs])
+    layers = _rows([{f"layer {info.name}": _layer_said(info) for info in run.main.layers} for run in runs])
+    same, like = ([name for name, values in rows.items() if len(set(values)) == 1] for rows in (meta, layers))
+    rows = {name: values for name, values in (meta | layers).items() if name not in (*same, *like)}
+    return {"rows": rows, "same": [*same, *([plural(len(like), "layer")] if like else [])]}
+
+
+def _rows(told: Sequence[dict[str, str]]) -> dict[str, list[str]]:
+    """Return what each run says of a thing, for all things that any of them speaks of."""
     names = dict.fromkeys(name for each in told for name in each)
-    rows = {name: [each.get(name, "–") for each in told] for name in names}
-    same = [name for name, values in rows.items() if len(set(values)) == 1]
-    return {"rows": {name: values for name, values in rows.items() if name not in same}, "same": same}
+    return {name: [each.get(name, "–") for each in told] for name in names}
 
 
 def _layer_said(info: Any) -> str:
@@ -84,23 +89,20 @@ def _layer_said(info: Any) -> str:
 
 
 def _scalars(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """Return what was logged, by name: (step, value); of an experiment's main arm, its tested accuracy too."""
+    """Return what was logged, by name: (step, value)."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in run.main.scalars():
         for name, value in row.items():
-            if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if name not in CLOCKS and isinstance(value, (int, float)) and not isinstance(value, bool):
                 found.setdefault(name, []).append((row["step"], float(value)))
-    curve = arm_results(run).get(run.main.path.name, {}).get("curve") or {}
-    tested = zip(curve.get("step", []), curve.get("test_accuracy", []), strict=False)
-    points = [(step, float(value)) for step, value in tested if value is not None]
-    return {"test accuracy": points, **found} if points else found
+    return found
 
 
 def _logged(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the rows of the chart of what was logged, and its names: those that most runs have, first logged first."""
+    """Return the rows of the chart of what was logged, and its names: losses and accuracies first."""
     scalars = [_scalars(run) for run in runs]
     names = list(dict.fromkeys(name for found in scalars for name in found))
-    names.sort(key=lambda name: -sum(name in found for found in scalars))
+    names.sort(key=lambda name: (-sum(name in found for found in scalars), not OUTCOME.search(name)))
     rows = [
         {"run": letter, "order": order, "name": name, "step": found[name][i][0], "value": found[name][i][1]}
         for order, (letter, found) in enumerate(zip(LETTERS, scalars, strict=False))
@@ -201,7 +203,8 @@ def _pictures(spec: dict[str, Any]) -> dict[str, str]:
     for look, palette in (("light", charts.LIGHT), ("dark", charts.DARK)):
         config = charts.config(palette)
         config["range"] = {**config["range"], "category": [getattr(palette, role) for role in ROLES]}
-        svg = vl_convert.vegalite_to_svg({**spec, "config": config}, vl_version=VEGA_LITE)
+        spec = {**spec, "config": config, "padding": charts.PADDING}
+        svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
         pictures[look] = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
     return pictures
 

@@ -6,12 +6,13 @@ from .heat import heat
 from .layers import bands, gradients, owned, running_mean, running_variance
 from .offline import OfflineChart
 from .panels import both, learned, measured, parameters
-from .theme import DARK, FONT, LIGHT, Palette, config
+from .theme import DARK, FONT, LIGHT, PADDING, Palette, config
 
 __all__ = [
     "DARK",
     "FONT",
     "LIGHT",
+    "PADDING",
     "OfflineChart",
     "Palette",
     "arms_curves",
