@@ -1,5 +1,6 @@
 # make demo: install and watch gamma and beta learn.   make test: install what the tests need and run them.
 # make fuzz: spoiled runs, checkpoints and data files for an hour; the suite has half a minute of it.
+# make sample: train, in minutes, what `batchnorm report --sample` shows.
 # make check: format, lint, types, who imports whom.   make bench, make wheel: measure, build.
 # make sanitize: the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer; compiling takes long.
 # make clang: the operators' tests with what Clang compiles. Needs Debian's clang, or another clang++.
@@ -16,10 +17,13 @@ PYTHON ?= python3
 INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check fuzz bench gpu zoo wheel browser sanitize clang arm compat triton clean
+.PHONY: demo sample test check fuzz bench gpu zoo wheel browser sanitize clang arm compat triton clean
 
 demo: $(VENV)/.demo
 	$(BIN)/batchnorm train
+
+sample: $(VENV)/.demo
+	$(BIN)/python benchmarks/sample.py
 
 test: $(VENV)/.dev browser
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
