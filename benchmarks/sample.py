@@ -57,14 +57,19 @@ def _thinned(file: Path, out: Path, kept: dict[str, int]) -> None:
         lines.close()
     elif kept[file.name]:
         frames = read_frames(file)
+        # Probes lie ever further apart: the last of them are spread over the run.
+        at = _last if file.name == PROBES else _some
         with Journal(out) as journal:
-            journal.append(
-                [(int(frames.steps[i]), bytes(frames.payload(i))) for i in _some(len(frames), kept[file.name])]
-            )
+            chosen = at(len(frames), kept[file.name])
+            journal.append([(int(frames.steps[i]), bytes(frames.payload(i))) for i in chosen])
 
 
 def _some(count: int, most: int) -> list[int]:
     return thin(count, most).tolist() if count else []
+
+
+def _last(count: int, most: int) -> list[int]:
+    return list(range(max(count - most, 0), count))
 
 
 def main() -> None:
