@@ -1,6 +1,7 @@
 # make demo: install and watch gamma and beta learn.   make test: install what the tests need and run them.
 # make quick: the tests that need no browser, no processes and no compiling; a minute.
 # make fuzz: spoiled runs, checkpoints and data files for an hour; the suite has half a minute of it.
+# make sample: train, in minutes, what `batchnorm report --sample` shows.
 # make check: format, lint, types, who imports whom, workflows.   make bench: measure.
 # make wheel: the wheels of this platform, compiled and pure, audited, and tried with torch 2.10 and a new one (gigabytes).
 # make sanitize: the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer; compiling takes long.
@@ -18,11 +19,14 @@ PYTHON ?= python3
 INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test quick check fuzz bench gpu zoo wheel sanitize clang arm compat triton clean
+.PHONY: demo sample test quick check fuzz bench gpu zoo wheel sanitize clang arm compat triton clean
 
 demo: $(VENV)/.demo
 	$(BIN)/batchnorm train
 	@echo 'The command is $(BIN)/batchnorm; after `source $(BIN)/activate` it is `batchnorm`.'
+
+sample: $(VENV)/.demo
+	$(BIN)/python benchmarks/sample.py
 
 # The page is tested in a browser: Chromium or Chrome on the path, or Playwright's. Without one these tests are skipped,
 # and say so; with BATCHNORM_REQUIRE_BROWSER=1 they fail.

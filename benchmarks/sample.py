@@ -1,8 +1,8 @@
 """Makes the sample run that `batchnorm report --sample` shows: make sample, minutes.
 
-It trains the experiment in which gamma and beta alone learn, a small convolutional network on scikit-learn digits,
-and keeps evenly spaced records of it, so that the package carries little. What it cannot thin it keeps whole: files
-that the recorder comes to write in another version.
+It trains the experiment in which gamma and beta alone learn, with a small convolutional network on scikit-learn's
+digits, and keeps evenly spaced records of it, so that the package carries little. Files that it knows nothing of, as
+the recorder may come to write, it keeps whole.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from batchnorm.runs.schema import PROBES, RESULTS, RUN, SCALARS, STATS, VECTORS
 from batchnorm.view.sample import FOLDER
 from batchnorm.view.select import thin
 
-TRAIN = ["--experiment", "gamma-beta", "--model", "cnn", "--epochs", "40"]
-STEPS, PROBED = 32, 3
+TRAIN = ["--experiment", "gamma-beta", "--model", "cnn", "--epochs", "24", "--batch-size", "16"]
+STEPS, PROBED = 30, 4
 MOST_BYTES = 400_000
 # By the file, how many records of it an arm keeps; of the arms beside the main one fewer, for they show less.
 KEPT = {STATS: STEPS, VECTORS: STEPS, SCALARS: STEPS, PROBES: PROBED}
-BESIDE = {"fixed": {VECTORS: 8, PROBES: 0}, "per-batch": {PROBES: 0}}
+BESIDE = {"fixed": {VECTORS: 6, PROBES: 0}, "per-batch": {PROBES: 0}}
 DESCRIBED = (RUN, RESULTS)
 LEFT_OUT = ("report.html", "checkpoint.pt", ".lock")
 
@@ -57,14 +57,19 @@ def _thinned(file: Path, out: Path, kept: dict[str, int]) -> None:
         lines.close()
     elif kept[file.name]:
         frames = read_frames(file)
+        # Probes lie ever further apart: the last of them are spread over the run.
+        at = _last if file.name == PROBES else _some
         with Journal(out) as journal:
-            journal.append(
-                [(int(frames.steps[i]), bytes(frames.payload(i))) for i in _some(len(frames), kept[file.name])]
-            )
+            chosen = at(len(frames), kept[file.name])
+            journal.append([(int(frames.steps[i]), bytes(frames.payload(i))) for i in chosen])
 
 
 def _some(count: int, most: int) -> list[int]:
     return thin(count, most).tolist() if count else []
+
+
+def _last(count: int, most: int) -> list[int]:
+    return list(range(max(count - most, 0), count))
 
 
 def main() -> None:

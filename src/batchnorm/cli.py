@@ -7,11 +7,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from ._version import __version__
+
+if TYPE_CHECKING:
+    from .runs import Run
 
 app = typer.Typer(
     help="Batch normalization: train, record, and see what is measured and what is learned.",
@@ -205,31 +208,81 @@ def show(run: RunPath, as_json: AsJson = False) -> None:
 
 @app.command()
 def report(
-    run: RunPath,
-    out: Annotated[Path | None, typer.Option(help="The page to write.", show_default="RUN/report.html")] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN...",
+            help="Folder of a run, or its name in the folder runs. Several: side by side on one page.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file to write.", show_default="RUN/report.html; several: side-by-side.html beside the first"
+        ),
+    ] = None,
     png: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the main chart as a PNG.", show_default=False)
     ] = None,
+    format: Annotated[
+        str, typer.Option(help="html, or markdown: one screen for a pull request, printed unless --out is given.")
+    ] = "html",
+    sample: Annotated[
+        bool,
+        typer.Option("--sample", help="Show a recorded training that comes with the package: batchnorm-sample.html."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the page of a run: one HTML file that opens offline."""
     from .reporting import report as write_page
     from .runs import open_run
 
+    if sample == bool(runs):
+        fail("--sample shows the package's own run: leave RUN out" if sample else "name a RUN, or --sample", 2)
+    if format not in ("html", "markdown"):
+        fail(f"--format must be html or markdown, got {format!r}", 2)
+    if runs and len(runs) > 1 and (png or format != "html"):
+        fail(f"{'--png' if png else '--format markdown'} shows one run, got {len(runs)}", 2)
     with one_line_errors():
         if png is not None and png.suffix.lower() != ".png":
             cure = f"--png {png.with_suffix('.png')}"
             raise ValueError(f"--png writes a PNG, so FILE must end in .png, got {png}: {cure}")
-        opened = open_run(folder_of(run))
-        written = {"report": str(write_page(opened, out))}
+        if sample:
+            from .view.sample import open_sample
+
+            opened = [open_sample()]
+        else:
+            opened = [open_run(folder_of(run)) for run in runs or ()]
+        written: dict[str, str] = {}
+        if format == "markdown":
+            written["markdown"] = _markdown(opened[0], out)
+        else:
+            page = out or (Path("batchnorm-sample.html") if sample else None)
+            written["report"] = str(write_page(opened, page))
         if png is not None:
             from .view.picture import write_png
 
-            written["png"] = str(write_png(opened, png))
+            written["png"] = str(write_png(opened[0], png))
     if as_json:
         print_json(written)
     else:
         print("\n".join(written.values()))
+
+
+def _markdown(run: Run, out: Path | None) -> str:
+    """The run in Markdown, with what diagnose finds in it; or, if there is a file to write it to, that file."""
+    from .diagnosis import diagnose as find
+    from .diagnosis.terminal import told
+    from .runs.files import write_atomically
+    from .view.markdown import markdown
+
+    said = markdown(run, [told(finding) for finding in find(run)])
+    if out is None:
+        return said.rstrip()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, said.encode())
+    return str(out)
 
 
 @app.command()

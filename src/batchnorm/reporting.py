@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 from .runs.reader import Run, open_run
 
@@ -12,27 +13,33 @@ if TYPE_CHECKING:
     from .view.judgement import Judgement
 
 
-def report(run_or_path: Run | str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the page of a run and return where it is.
+RunOrPath = Union["Run", str, "os.PathLike[str]"]
+
+
+def report(run_or_path: RunOrPath | Sequence[RunOrPath], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the page of a run, or of several side by side, and return where it is.
 
     Args:
-        run_or_path: a run from `open_run`, or the folder of one.
-        out: the file to write; RUN/report.html if not given. It appears whole or not at all.
+        run_or_path: a run from `open_run`, or the folder of one; or a list of up to 6 of them.
+        out: the file to write. If not given: RUN/report.html; of several runs side-by-side.html in the folder that the
+            first one is in. It appears whole or not at all.
     Returns:
-        The path of the page: one HTML file that opens offline. It shows what `diagnose` finds in the run.
+        The path of the page: one HTML file that opens offline. That of one run shows what `diagnose` finds in it.
     Raises:
         FileNotFoundError: there is no such folder, or it holds no run.
-        ValueError: the run cannot be read.
+        ValueError: a run cannot be read; no runs, or too many.
         IsADirectoryError: `out` is a folder.
         PermissionError: the page must not be written there.
         ModuleNotFoundError: Altair or vl-convert is not installed (`pip install "batchnorm[report]"`).
     """
-    from .view.page import report as write_page
-    from .view.page import require_charts
+    from .view import page, side_by_side
 
-    require_charts()
-    run = run_or_path if isinstance(run_or_path, Run) else open_run(run_or_path)
-    return write_page(run, out, judge(run))
+    page.require_charts()
+    given = [run_or_path] if isinstance(run_or_path, (Run, str, os.PathLike)) else run_or_path
+    runs = [each if isinstance(each, Run) else open_run(each) for each in given]
+    if len(runs) == 1:
+        return page.report(runs[0], out, judge(runs[0]))
+    return side_by_side.report(runs, out)
 
 
 def judge(run: Run) -> Judgement:

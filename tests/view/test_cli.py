@@ -104,6 +104,30 @@ def test_report_without_torch(run_path, tmp_path):
     assert png.read_bytes().startswith(b"\x89PNG\r\n")
 
 
+def test_report_of_several_runs_without_torch(run_path, experiment_path, tmp_path):
+    out = tmp_path / "page.html"
+    status, stdout, stderr, _ = run("report", run_path, experiment_path, "--out", out)
+    assert (status, stdout, stderr) == (0, f"{out}\n", "")
+    assert "2 trainings side by side" in out.read_text(encoding="utf-8")
+
+
+def test_markdown_without_torch(run_path, tmp_path):
+    status, stdout, stderr, seconds = run("report", run_path, "--format", "markdown")
+    assert (status, stderr) == (0, "")
+    assert stdout.startswith("### Batch normalization in `run`\n")
+    assert "| `net.bn2` | 3 |" in stdout
+    assert seconds < 3
+    out = tmp_path / "new" / "run.md"
+    status, told, _, _ = run("report", run_path, "--format", "markdown", "--out", out, "--json")
+    assert (status, json.loads(told)) == (0, {"markdown": str(out)})
+    assert out.read_text(encoding="utf-8") == stdout
+    info = layer("bn", 3)
+    values = story(info, 40)
+    values["running_var"][9:, 1] = float("nan")
+    stdout = run("report", write_run(tmp_path / "broken", [info], [values]), "--format", "markdown")[1]
+    assert "**serious: nonfinite**, bn, since step 9:" in stdout, "what diagnose finds is in it"
+
+
 @pytest.mark.parametrize("command", ["show", "report"])
 def test_paths_that_are_no_runs_get_one_line(command, tmp_path):
     (tmp_path / "bad").mkdir()
@@ -121,6 +145,20 @@ def test_paths_that_are_no_runs_get_one_line(command, tmp_path):
 def test_wrong_usage_is_status_2():
     for arguments in (["show"], ["report", "x", "--no-such-option"], ["no-such-command"]):
         assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_reports_that_cannot_be_are_one_line_and_status_2(run_path):
+    for arguments, words in (
+        ([], "name a RUN, or --sample"),
+        ([run_path, "--sample"], "leave RUN out"),
+        ([run_path, "--format", "pdf"], "--format must be html or markdown, got 'pdf'"),
+        ([run_path, run_path, "--format", "markdown"], "--format markdown shows one run, got 2"),
+        ([run_path, run_path, "--png", "x.png"], "--png shows one run, got 2"),
+    ):
+        result = CliRunner().invoke(app, ["report", *map(str, arguments)])
+        assert (result.exit_code, result.stdout) == (2, "")
+        (line,) = result.stderr.splitlines()
+        assert words in line
 
 
 def test_version():

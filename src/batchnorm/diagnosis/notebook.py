@@ -6,16 +6,12 @@ from collections.abc import Sequence
 
 from ..table import to_html
 from .finding import Finding
-from .terminal import counted, since, where
+from .terminal import counted, told
 
 COLUMNS = ("severity", "rule", "where", "evidence", "what to do")
 
 
 def findings_html(findings: Sequence[Finding], judged: Sequence[str] = ()) -> str:
     """Return the findings as a table, and below it the lines that say what was judged."""
-    rows = [
-        (each.severity, each.rule, ", ".join(filter(None, [where(each), since(each)])), each.evidence, each.remedy)
-        for each in findings
-    ]
-    table = to_html(counted(findings), COLUMNS if rows else (), rows)
+    table = to_html(counted(findings), COLUMNS if findings else (), map(told, findings))
     return table + "".join(to_html(line, (), ()) for line in judged)

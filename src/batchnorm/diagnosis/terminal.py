@@ -61,6 +61,12 @@ def counted(findings: Sequence[Finding]) -> str:
     return f"{plural(len(findings), 'finding')}{': ' + said if said else '.'}"
 
 
+def told(finding: Finding) -> tuple[str, str, str, str, str]:
+    """What a table has of it: severity, rule, place, evidence, remedy."""
+    place = ", ".join(filter(None, [where(finding), since(finding)]))
+    return finding.severity, finding.rule, place, finding.evidence, finding.remedy
+
+
 def where(finding: Finding) -> str:
     """The layers, and the sources where there are several."""
     layers = some(finding.layers) or "the model"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
@@ -53,13 +54,18 @@ def report(run: Run, out: str | os.PathLike[str] | None = None, judgement: Judge
     """
     require_charts()
     path = Path(out) if out is not None else run.path / "report.html"
+    return write_page(path, lambda: render(run, judgement))
+
+
+def write_page(path: Path, content: Callable[[], str]) -> Path:
+    """Write a page, whole or not at all, and return where it is."""
     if path.is_dir():
         cure = f"name a file: --out {path / 'report.html'}"
         raise IsADirectoryError(f"the page is one file, but {path} is a folder; {cure}")
-    content = render(run, judgement).encode()
+    made = content().encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+        write_atomically(path, made)
     except PermissionError as error:
         raise PermissionError(f"no permission to write {path}; choose another file with --out FILE") from error
     return path
@@ -86,34 +92,21 @@ def render(run: Run, judgement: Judgement | None = None) -> str:
     """Return the page of a run as HTML."""
     with ThreadPoolExecutor(1) as pool:
         bundle = pool.submit(vega_bundle)  # takes seconds, without Python's lock: the rest is made meanwhile
-        from . import charts
         from .stills import drawn, still_specs
 
         selection = select(run)
         sections = below(run, selection, first_look(selection)[0])
         specs = chart_specs(run, selection) | sections.specs()
         stills = pool.submit(drawn, still_specs(selection, specs, first_look(selection)[0]))
-        environment = _environment()
-        style = environment.get_template("page.css").render(
-            palettes={"light": charts.LIGHT, "dark": charts.DARK}, font=charts.FONT
-        )
+        environment = templates()
+        style = stylesheet(environment)
         own = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
         # Each in a scope of its own: the bundle's names are short, many, and change with its version.
         scripts = [f'(() => {{\n"use strict";\n{script}\n}})();' for script in (bundle.result(), own)]
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            f"script-src {' '.join(map(_hash, scripts))}",
-            f"style-src {_hash(style)}",
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
-    )
     return environment.get_template("report.html").render(
         run=run,
         main=selection.run,
-        policy=policy,
+        policy=policy(style, scripts),
         style=style,
         scripts=scripts,
         data=payload(run, selection) | sections.payload() | {"specs": specs},
@@ -264,11 +257,33 @@ def _words(run: Run) -> list[str]:
     return summarize(run).plain[:3]
 
 
+def policy(style: str, scripts: Sequence[str] = ()) -> str:
+    """Return the Content-Security-Policy that allows this style and these scripts, and nothing else."""
+    parts = {
+        "default-src": "'none'",
+        "script-src": " ".join(map(_hash, scripts)) or "'none'",
+        "style-src": _hash(style),
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{name} {allowed}" for name, allowed in parts.items())
+
+
+def stylesheet(environment: Any) -> str:
+    """Return the page's style, with the colours of both palettes."""
+    from . import charts
+
+    palettes = {"light": charts.LIGHT, "dark": charts.DARK}
+    return environment.get_template("page.css").render(palettes=palettes, font=charts.FONT)
+
+
 def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def _environment() -> Any:
+def templates() -> Any:
+    """Return the environment of the page's templates, in which all that is filled in is text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Names of layers and all else in a run come from outside: autoescape makes them text.

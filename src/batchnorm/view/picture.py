@@ -78,6 +78,7 @@ def channel_chart(
         title=alt.TitleParams(title[0], subtitle=[*title[1:], which], **look),
         datasets={"trace": selection.trace(index, place), "probes": rows},
         config=on_paper(),
+        padding=charts.PADDING,
     ).add_params(*charts.parameters(*first_look(selection)))
 
 

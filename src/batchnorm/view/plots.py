@@ -103,7 +103,11 @@ class Plots:
         title = alt.TitleParams("Every layer, step by step", subtitle=[self._run.path.name, *found.notes])
         step = int(found.steps[-1])
         return charts.OfflineChart(
-            hconcat=[chart], title=title, datasets={"heat": found.rows(quantity)}, config=on_paper()
+            hconcat=[chart],
+            title=title,
+            datasets={"heat": found.rows(quantity)},
+            config=on_paper(),
+            padding=charts.PADDING,
         ).add_params(*charts.parameters(step, step)[:1])
 
     def _channel(

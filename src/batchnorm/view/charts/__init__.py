@@ -1,17 +1,19 @@
 """The charts, in Altair: each made once, for the page, a PNG and a notebook."""
 
 from .arms import arms_curves, arms_final
+from .beside import ends, logged
 from .heat import heat
 from .layers import bands, gradients, owned, running_mean, running_variance
 from .offline import OfflineChart
 from .panels import both, learned, measured, parameters
 from .paper import paper_accuracy, paper_input
-from .theme import DARK, FONT, LIGHT, Palette, config
+from .theme import DARK, FONT, LIGHT, PADDING, Palette, config
 
 __all__ = [
     "DARK",
     "FONT",
     "LIGHT",
+    "PADDING",
     "OfflineChart",
     "Palette",
     "arms_curves",
@@ -19,9 +21,11 @@ __all__ = [
     "bands",
     "both",
     "config",
+    "ends",
     "gradients",
     "heat",
     "learned",
+    "logged",
     "measured",
     "owned",
     "paper_accuracy",

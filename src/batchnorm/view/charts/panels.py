@@ -46,10 +46,10 @@ def cursor() -> alt.Chart:
     return at.encode(x=alt.XDatum(alt.expr("step"), type="quantitative"))
 
 
-def level(*values: float) -> alt.Chart:
+def level(*values: float, upright: bool = False) -> alt.Chart:
     """Return dotted lines across the panel: where γ or β began, or where nothing is."""
     rows = alt.Data(values=[{"value": value} for value in values])
-    return alt.Chart(rows).mark_rule(style="level").encode(y="value:Q")
+    return alt.Chart(rows).mark_rule(style="level").encode(**{"x" if upright else "y": "value:Q"})
 
 
 def x_step(title: str | None = "training step") -> alt.X:

@@ -52,6 +52,8 @@ DARK = Palette(
     background="#0F1216",
 )
 
+# px: a picture is laid out with this machine's font, and may be shown with a wider one.
+PADDING = {"left": 32, "right": 24, "top": 8, "bottom": 8}
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif"
 
 
