@@ -1,6 +1,5 @@
 """The sample in the package: whole, small, and shown by one command; and the script that makes it."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,6 @@ def test_one_command_shows_it(tmp_path, monkeypatch):
     html = (tmp_path / "batchnorm-sample.html").read_text(encoding="utf-8")
     assert FOLDER.name in html
     assert "Only gamma and beta learned" in html
-    assert "torch" not in sys.modules or str(tmp_path) not in html
 
 
 def test_the_script_keeps_evenly_spaced_records_as_they_were(tmp_path):
@@ -62,7 +60,8 @@ def test_the_script_keeps_evenly_spaced_records_as_they_were(tmp_path):
             steps, values = kept.vectors("bn", quantity)
             assert len(steps) == vectors
             np.testing.assert_array_equal(values, arm.vectors("bn", quantity)[1][steps])
-        assert len(kept.probes("bn", "batch_var")[0]) == probed
+        # The recorder probes ever more rarely, so the last ones are spread over the run.
+        assert kept.probes("bn", "batch_var")[0].tolist() == list(range(100 - 10 * probed, 100, 10))
         assert [row["loss"] for row in kept.scalars()] == [row["step"] for row in kept.scalars()]
         assert len(kept.scalars()) == maker.STEPS
         assert {file.name for file in Path(kept.path).iterdir()} >= {"later.bin", "run.json"}
