@@ -64,7 +64,7 @@ bool is_expanded(const Tensor& x) {
 
 Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dims, ScalarType type, const Tensor& like) {
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       dims, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
       aoti_torch_device_type_cpu(), like.get_device_index(), &handle));
   return Tensor(handle);
@@ -112,7 +112,7 @@ const void* values_of(const Tensor& tensor, const char* name) {
     empty |= sizes[d] == 0;
     last += (sizes[d] - 1) * strides[d];
   }
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &storage_bytes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &storage_bytes));
   STD_TORCH_CHECK(empty || (last + 1) * static_cast<int64_t>(tensor.element_size()) <= storage_bytes, name,
                   " has no memory behind it: its storage of ", storage_bytes, " bytes was freed, or resized");
   return tensor.const_data_ptr();
@@ -229,7 +229,7 @@ const bool* Operands::add_mask(const std::optional<Tensor>& mask, const Tensor& 
       torch::stable::detail::from(*mask),
       torch::stable::detail::from(torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size())),
       torch::stable::detail::from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::expand", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::expand", "", stack.data(), TORCH_ABI_VERSION));
   values_of(*mask, "mask");
   kept_.push_back(torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0])));
   shape_.masked = true;

@@ -327,6 +327,8 @@ def test_forward_mode_nests_with_itself_and_with_reverse(activation, training):
     torch.testing.assert_close(along, torch.einsum("ijkl,kl->ij", expected, tangent), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_transforms_compile_and_agree_with_eager():
     x = make((4, 3))
     gradient = torch.func.grad(lambda t: bn.batch_norm(t, training=True, activation="tanh").pow(3).sum())
@@ -356,6 +358,8 @@ def test_forward_mode_agrees_with_torchs():
     torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_compiles_without_a_graph_break(training):
     v = vectors(5)

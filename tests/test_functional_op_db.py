@@ -8,6 +8,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 import batchnorm as bn
 
+pytestmark = pytest.mark.slow
+
 # In which order each of torch's operators takes what F.batch_norm calls running_mean, running_var, weight, bias, ...
 STATISTICS, PARAMETERS, REST = ("running_mean", "running_var"), ("weight", "bias"), ("momentum", "eps")
 ORDERS = {

@@ -48,6 +48,7 @@ def test_running_statistics_of_a_bfloat16_module_do_not_stall():
     assert reached(bn.BatchNorm1d(1, momentum=1e-3).bfloat16()) == pytest.approx(2.85 * (1 - 0.999**4000), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_cumulative_average_is_one_graph():
     x = torch.randn(8, 3)
     with pytest.raises((torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)):

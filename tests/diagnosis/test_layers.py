@@ -446,6 +446,8 @@ def parametrized(channels):
     return layer
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda model: model, lambda model: nn.Sequential(torch.compile(model))])
 @pytest.mark.parametrize(
     "make",

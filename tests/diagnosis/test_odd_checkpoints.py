@@ -82,6 +82,7 @@ def repeated_often(path):
     save(path, **state)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("write", [compressed, repeated, repeated_often], ids=lambda write: write.__name__)
 def test_memory_is_bounded_by_the_file(tmp_path, write):

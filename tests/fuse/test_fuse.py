@@ -118,6 +118,8 @@ def test_revert_gives_the_model_back():
     assert [type(m) for m in model.modules()] == before
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_it_compiles_without_a_graph_break():
     model = bn.convert(mlp(nn.SiLU()), fuse=True)
     x = make((8, 6))

@@ -204,6 +204,7 @@ def test_it_is_fused_and_computes_the_same(name, fused_calls):
     same([fused.eval()(x)], [twin.eval()(x)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["child, identity", "block, shortcut of its own", "sequential of another class", "loop"]
 )

@@ -172,6 +172,7 @@ def test_dense_layers_checkpoint_in_their_own_forward():
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [BasicBlock, Cifar, Timm])
 def test_it_compiles_without_a_graph_break(block):
     torch._dynamo.reset()
@@ -182,6 +183,7 @@ def test_it_compiles_without_a_graph_break(block):
     assert torch.equal(compiled(x), model(x))
 
 
+@pytest.mark.slow
 def test_frozen_layers_are_fused_and_stay_frozen(fused_calls):
     model = bn.freeze(bn.convert(BasicBlock(4, 8), fuse=True)).train()
     twin = copy.deepcopy(model).eval()
@@ -192,6 +194,7 @@ def test_frozen_layers_are_fused_and_stay_frozen(fused_calls):
     assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(x), twin(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 def test_an_eval_model_exports(strict):
     model = bn.convert(nn.Sequential(BasicBlock(4, 8)), fuse=True).eval()

@@ -26,6 +26,8 @@ from typer.testing import CliRunner
 
 from batchnorm.cli import app
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("BATCHNORM_FUZZ_SECONDS", 12))
 SEED = int(os.environ.get("BATCHNORM_FUZZ_SEED", 0))
 HANGS = 30  # seconds after which a command on a file of some kilobytes is said to hang

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import batchnorm as bn
 from batchnorm.integrations.lightning import Freeze, Recalibrate, Watch
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own, about workers, loggers and deprecations
+# The warnings are Lightning's own, about workers, loggers and deprecations.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 class Module(pl.LightningModule):

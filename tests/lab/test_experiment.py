@@ -19,6 +19,8 @@ from batchnorm.lab.training import CHECKPOINT
 from batchnorm.view.page import arms_rows
 from batchnorm.view.words import summarize
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, STEPS = 3, 12  # 26 samples to train on in batches of 8, 8, 8, 2
 LAYERS = ("bn1", "bn2", "bn3")
 

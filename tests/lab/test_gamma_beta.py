@@ -12,6 +12,8 @@ from batchnorm.cli import app
 from batchnorm.lab import Experiment, LabError, Settings, build
 from batchnorm.lab.training import CHECKPOINT
 
+pytestmark = pytest.mark.slow
+
 ARMS = ("learned", "fixed", "per-batch")
 
 

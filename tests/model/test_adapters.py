@@ -71,6 +71,7 @@ def test_a_hook_on_the_activation_is_called():
     assert seen == [0.0]
 
 
+@pytest.mark.slow
 def test_it_pickles_copies_compiles_and_reverts():
     layer, x = bn.convert(BatchNormAct2d(3), nonfinite="skip"), torch.randn(4, 3, 5, 5)
     layer(x)

@@ -75,6 +75,7 @@ def wrapped(compiled):
     return torch.compile(model, backend="eager") if compiled else nn.DataParallel(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_wrappers_are_not_in_the_names(compiled):
     model = wrapped(compiled)

@@ -11,7 +11,7 @@ from zoo.steps import WIDE, Torchs, call, errors, step, take_out_chance, too_far
 
 import batchnorm as bn
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 # Small ones of many families: BatchNormAct2d, plain batch norms, branches that are added, subclasses of nn.Sequential.
 NAMES = [

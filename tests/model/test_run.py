@@ -31,6 +31,8 @@ def test_tensors_go_to_the_models_device():
     assert call(nn.Identity(), torch.ones(2)).device.type == "cpu"  # there is no parameter to follow
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_what_is_called_is_neither_compiled_nor_data_parallel():
     model = Named()
     for wrapped in (model, torch.compile(model), nn.DataParallel(torch.compile(model))):
@@ -39,6 +41,7 @@ def test_what_is_called_is_neither_compiled_nor_data_parallel():
     assert unwrapped(inner) is inner
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_no_trace_is_left(fails, compiled):

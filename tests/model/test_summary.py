@@ -112,6 +112,8 @@ def test_names_are_text_in_html_and_in_the_terminal():
     assert "<b>[red]x" in str(shown)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_layers_in_wrappers_have_their_own_names():
     assert [row.name for row in bn.summary(torch.compile(nn.Sequential(nn.BatchNorm1d(3)))).rows] == ["0"]
 

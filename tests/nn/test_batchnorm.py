@@ -188,6 +188,8 @@ def test_autocast_gives_what_torchs_gives():
     assert_close(b, exact(x.double()), peer=a)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_a_layer_compiles_without_a_graph_break(momentum):
     layer = bn.BatchNorm2d(3, momentum=momentum, activation="relu")
@@ -239,6 +241,7 @@ def convolutional():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [dense, convolutional])
 def test_two_hundred_steps_in_lockstep_with_torchs_on_real_data(network):
     """The same losses, to the rounding that 200 steps of SGD carry along, as torch.nn's layers on digits."""

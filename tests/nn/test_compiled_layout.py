@@ -11,6 +11,8 @@ from torch._inductor.utils import run_and_get_code
 
 import batchnorm as bn
 
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
 
 def launches(cls):
     """How many kernels Inductor wrote and calls, going forward and backward."""

@@ -11,6 +11,8 @@ from torch import nn
 
 import batchnorm as bn
 
+pytestmark = pytest.mark.slow
+
 
 def model(**options):
     layer = bn.BatchNorm2d(3, **options)

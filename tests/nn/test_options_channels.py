@@ -80,6 +80,7 @@ def test_no_copy_is_made_of_the_input(cls, shape, dim, contiguous):
     assert y.shape == x.shape
 
 
+@pytest.mark.slow
 def test_second_derivatives_transforms_and_compile():
     layer = bn.BatchNorm1d(2, channel_dim=-1, dtype=torch.float64, track_running_stats=False)
     x = make((4, 3, 2), torch.float64).requires_grad_()

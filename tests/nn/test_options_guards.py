@@ -81,6 +81,7 @@ def test_skipped_batches_are_counted_shown_and_kept():
     assert layer.skipped == 0
 
 
+@pytest.mark.slow
 def test_skipped_batches_are_counted_in_a_compiled_graph_too():
     layer = bn.BatchNorm1d(3, nonfinite="skip")
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -154,6 +155,7 @@ def test_running_normalises_one_value_as_eval_and_moves_nothing(options):
     assert int(layer.num_batches_tracked) == 1
 
 
+@pytest.mark.slow
 def test_running_compiles_without_a_graph_break():
     layer = randomize(bn.BatchNorm1d(3, singleton="running"))
     compiled, before = torch.compile(layer, fullgraph=True, backend="aot_eager"), state(layer)

@@ -158,6 +158,7 @@ def test_under_autocast_padding_does_not_count():
     assert results[1][:, :, 6:].eq(0).all()
 
 
+@pytest.mark.slow
 def test_masks_compile_without_a_graph_break():
     layer = bn.BatchNorm1d(3, virtual_batch_size=2, activation="relu")
     eager = bn.BatchNorm1d(3, virtual_batch_size=2, activation="relu")

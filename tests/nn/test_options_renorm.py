@@ -153,6 +153,7 @@ def test_transforms_hold_r_and_d_too():
             torch.testing.assert_close(transform(layer)(x), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_it_compiles_without_a_graph_break():
     layer = randomize(bn.BatchNorm1d(3, renorm=bn.Renorm(1.5, 0.5)))
     eager, compiled = copy.deepcopy(layer), torch.compile(layer, fullgraph=True, backend="aot_eager")

@@ -131,6 +131,7 @@ def test_no_samples_are_no_virtual_batches():
     assert torch.equal(layer.running_var, torch.ones(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_layer_compiles_without_a_graph_break(dynamic):
     layer = bn.BatchNorm1d(3, virtual_batch_size=3)

@@ -126,6 +126,7 @@ def test_functional_transforms_go_forward_outside_of_a_backward():
     assert not any(probe.answers)
 
 
+@pytest.mark.slow
 def test_it_compiles_to_false():
     @torch.compile(fullgraph=True, backend="eager")
     def f(t):
@@ -163,6 +164,7 @@ def test_a_checkpointed_step_updates_the_statistics_once(use_reentrant, momentum
     assert_same_step(model, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_a_checkpoint_in_a_compiled_step_updates_the_statistics_once(use_reentrant):
     torch._dynamo.reset()

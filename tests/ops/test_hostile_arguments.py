@@ -239,6 +239,7 @@ def test_statistics_made_in_inference_mode_are_written_there_alone():
 # Errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "x"),
     [

@@ -169,6 +169,7 @@ def test_right_checksums_of_missing_numbers(run):
         assert "batchnorm:" not in invoke(command, run).output, command
 
 
+@pytest.mark.slow
 def test_a_table_of_probes_is_no_larger_than_they_are(run):
     """5 MB of probes of one batch, and one of 100,000 batches: padded they would be 50 GB."""
     size = 2 * INFO.channels * 4
@@ -205,6 +206,7 @@ def test_histograms_of_an_impossible_length(run, length):
     assert f"impossible length ({length} bytes)" in opened.damage[0]
 
 
+@pytest.mark.slow
 def test_channels_of_which_nothing_was_recorded_take_no_memory(run):
     facts = json.loads((run / RUN).read_text())
     facts["layers"][0]["channels"] = 60_000_000
@@ -292,6 +294,7 @@ def test_probes_of_negative_variances(tmp_path):
     assert invoke("report", path).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_run_of_many_layers_is_shown_in_seconds(tmp_path):
     """Not in the square of their number; the terminal has room for the first."""
     infos = [layer(f"layer{i}", 1) for i in range(5000)]

@@ -63,6 +63,7 @@ def assert_same_state(model, before):
         assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_on_shifted_digits_each_method_reads_far_better_and_can_be_undone(trained, digits, shift):
     x, target = SHIFTS[shift](digits[0][1200:]), digits[1][1200:]

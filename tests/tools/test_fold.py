@@ -263,6 +263,7 @@ def test_whole_models(kind, norm, fused):
     assert not hasattr(model, "folding")
 
 
+@pytest.mark.slow
 def test_the_result_compiles_exports_and_is_copied_and_pickled():
     model = trained(Residual(3, 8, 2, bn.BatchNorm2d)).float()
     x = torch.randn(2, 3, 12, 12)

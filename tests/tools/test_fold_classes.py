@@ -210,6 +210,7 @@ def test_the_error_is_relative():
     assert 0 < folded.folding.error < 1e-5
 
 
+@pytest.mark.slow
 def test_the_model_in_a_compiled_one_is_folded():
     model = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     folded = bn.fold(torch.compile(model, backend="eager"))

@@ -278,6 +278,7 @@ def test_metadata_of_somebody_elses_is_ignored(nonsense):
     assert type(other) is bn.BatchNorm1d
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [nn.BatchNorm2d, bn.BatchNorm2d])
 def test_a_frozen_layer_compiles_whole_and_recompiles_when_unfrozen(cls):
     layer = seen_some_data(cls(3), SHAPES[2])

@@ -222,6 +222,7 @@ def test_batches_of_every_kind():
     assert model.norm.num_batches_tracked == 1
 
 
+@pytest.mark.slow
 def test_a_data_loader_and_a_model_that_has_been_compiled():
     torch._dynamo.reset()
     x = torch.randn(20, 3)

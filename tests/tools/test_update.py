@@ -187,6 +187,7 @@ def test_a_lazy_layer_wants_an_input_first(block):
     assert [(type(m), m.track_running_stats) for m in model] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", BOTH)
 @pytest.mark.parametrize("block", [bn.no_update, bn.accumulate])
 def test_a_compiled_model_is_compiled_once_for_inside_and_once_for_outside(cls, block):
@@ -315,6 +316,7 @@ def test_masks_count_in_the_pool():
     assert_close(layer.running_var, valid.var(0), scale=100.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("options", [{"channel_dim": -1}, {"virtual_batch_size": 3}, {"unbiased": False}], ids=str)
 def test_our_layers_pool_what_they_measured_themselves(options, compiled):

@@ -43,6 +43,7 @@ def test_colours_reach_the_contrast_that_wcag_asks_for(palette):
             assert contrast(mixed(role, palette.text, 0.75), ground) >= 4.5
 
 
+@pytest.mark.slow
 def test_every_chart_is_valid_vega_lite(run_path, experiment_path):
     import altair as alt
 
@@ -65,6 +66,7 @@ def test_every_chart_is_valid_vega_lite(run_path, experiment_path):
     assert {"arms_curves", "arms_final"} <= set(chart_specs(run, select(run)))
 
 
+@pytest.mark.slow
 def test_the_main_chart_carries_the_numbers_of_the_channel_asked_for(run_path):
     run = open_run(run_path)
     spec = main_chart(run, "net.bn2", 1).to_dict(validate=True)
@@ -78,6 +80,7 @@ def test_the_main_chart_carries_the_numbers_of_the_channel_asked_for(run_path):
         main_chart(run, "net.bn2", 3)
 
 
+@pytest.mark.slow
 def test_png_shows_measured_blue_and_learned_vermilion(run_path, tmp_path):
     from PIL import Image
 

@@ -147,6 +147,7 @@ def test_paths_that_are_no_runs(tmp_path):
         bn.report(tmp_path)
 
 
+@pytest.mark.slow
 def test_many_layers_stay_below_three_megabytes_and_say_what_was_left_out(tmp_path):
     layers = [layer(f"layer{i // 12}.{i % 12}.bn", 32) for i in range(53)]
     values = story(layers[0], 130)

@@ -43,6 +43,7 @@ def test_channels_come_in_the_order_of_their_way(run_path):
         assert view.channels.tolist() == np.argsort(-ways[view.info.name]).tolist()
 
 
+@pytest.mark.slow
 def test_a_large_run_is_thinned_within_the_budget_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(selecting, "TRACE_VALUES", 4000)
     monkeypatch.setattr(selecting, "BAND_VALUES", 2000)

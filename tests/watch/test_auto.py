@@ -127,6 +127,7 @@ def test_hooks_are_out_of_the_way_in_between(tmp_path):
     assert sum(len(m._forward_hooks) for m in model.modules()) == 0
 
 
+@pytest.mark.slow
 def test_compiled(tmp_path, generous):
     """Inverted from how the running statistics moved in the recorded step, which has to be known from its start."""
     torch._dynamo.reset()

@@ -146,6 +146,7 @@ def test_what_fails_in_a_hook_stops_the_recording_alone(tmp_path, monkeypatch, o
     assert bn.open_run(tmp_path).status == "finished"
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 def test_a_forked_child_trains_on_and_leaves_the_run_to_its_parent(tmp_path):
     model, optimizer = build()

@@ -12,6 +12,8 @@ from torch import nn
 
 import batchnorm as bn
 
+pytestmark = pytest.mark.slow
+
 
 def model():
     torch.manual_seed(0)

@@ -24,6 +24,7 @@ def record(model, steps, folder, probes=()):
     return bn.open_run(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [5, 7])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_channels_in_the_last_dimension(length, compiled, tmp_path):
@@ -55,6 +56,7 @@ def test_a_probe_counts_what_the_mask_says(tmp_path):
         np.testing.assert_allclose(values, kept.mean(1).numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbiased", [True, False])
 def test_a_variance_is_undone_as_it_was_tracked(unbiased, tmp_path):
     model = nn.Sequential(bn.BatchNorm1d(5, unbiased=unbiased))
@@ -85,6 +87,8 @@ def test_frozen_lookalikes_are_named_and_not_recorded(tmp_path):
         bn.watch(nn.Sequential(FrozenBatchNorm2d(3)), tmp_path / "other")
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_names_are_those_without_what_is_compiled_within(tmp_path):
     torch._dynamo.reset()
     inner = torch.compile(nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5)), backend="eager")

@@ -128,6 +128,7 @@ def test_two_optimizers_that_share_the_model_take_one_step_together(tmp_path):
     truth.check(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", ["wrapped", "in place"])
 def test_compiled_methods(tmp_path, compiled):
     """No hook is called: that the running statistics were written tells that the layers ran."""

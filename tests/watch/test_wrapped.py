@@ -49,6 +49,7 @@ def same(run, other, tolerance):
             np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("in_place", [True, False])
 def test_compiled(tmp_path, given, in_place):
@@ -68,6 +69,7 @@ def test_compiled(tmp_path, given, in_place):
     assert set(run.forwards("1")) == {1}
 
 
+@pytest.mark.slow
 def test_compiled_before_it_is_watched(tmp_path):
     """Then not even the size of the batch is known, and the variance is the unbiased one."""
     torch._dynamo.reset()

@@ -105,6 +105,7 @@ def test_what_lies_otherwise_is_copied():
     assert (view.planes, view.x_row, view.x_channel, view.row) == (True, 8000, 1600, 4800)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(data=st.data(), dims=st.integers(2, 5))
 def test_any_strides_are_walked_where_their_values_lie(data, dims):

@@ -75,6 +75,7 @@ def test_one_operator_each_way_and_no_copies(fake, training, memory_format):
     assert dx.stride() == x.stride()
 
 
+@pytest.mark.slow
 def test_a_compiled_call_asks_once_and_has_no_break():
     graphs = []
 
