@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
@@ -78,47 +79,70 @@ def render(run: Run) -> str:
     """Return the page of a run as HTML."""
     with ThreadPoolExecutor(1) as pool:
         bundle = pool.submit(vega_bundle)  # takes seconds, without Python's lock: the rest is made meanwhile
-        from . import charts
-
         selection = select(run)
         specs = chart_specs(run, selection)
-        environment = _environment()
-        style = environment.get_template("page.css").render(
-            palettes={"light": charts.LIGHT, "dark": charts.DARK}, font=charts.FONT
-        )
-        own = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
-        # Each in a scope of its own: the bundle's names are short, many, and change with its version.
-        scripts = [f'(() => {{\n"use strict";\n{script}\n}})();' for script in (bundle.result(), own)]
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            f"script-src {' '.join(map(_hash, scripts))}",
-            f"style-src {_hash(style)}",
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
-    )
-    return environment.get_template("report.html").render(
-        run=run,
-        main=selection.run,
-        policy=policy,
-        style=style,
-        scripts=scripts,
-        data=payload(run, selection) | {"specs": specs},
-        health=health(run),
-        alerts=alert_lines(run),
-        words=_words(run),
-        notes=selection.notes,
-        damage=damage_lines(run),
-        specs=specs,
-        selection=selection,
-        arms=list(arm_results(run)),
-        plural=plural,
-        extent=extent,
-        spoken=spoken,
-        samples=test_samples(run),
-    )
+        data = payload(run, selection) | {"specs": specs}
+        return markup(run, selection, specs, data=data, **dress([bundle.result(), own_script(*SCRIPTS)]))
+
+
+def own_script(*names: str) -> str:
+    """Return scripts of ours as one."""
+    return "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
+
+
+def dress(scripts: Sequence[str], connects: bool = False) -> dict[str, Any]:
+    """Return what a page wears: its style, its scripts, and the policy that lets it have these and no others.
+
+    Args:
+        scripts: what it runs.
+        connects: whether it asks the server that it came from; else it asks nobody.
+    """
+    from . import charts
+
+    palettes = {"light": charts.LIGHT, "dark": charts.DARK}
+    style = environment().get_template("page.css").render(palettes=palettes, font=charts.FONT)
+    # Each in a scope of its own: the bundle's names are short, many, and change with its version.
+    scripts = [f'(() => {{\n"use strict";\n{script}\n}})();' for script in scripts]
+    policy = [
+        "default-src 'none'",
+        f"script-src {' '.join(map(_hash, scripts))}",
+        f"style-src {_hash(style)}",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    return {"style": style, "scripts": scripts, "policy": "; ".join(policy + ["connect-src 'self'"] * connects)}
+
+
+def markup(run: Run, selection: Selection, specs: dict[str, Any], live: str | None = None, **worn: Any) -> str:
+    """Return the page's HTML.
+
+    Args:
+        run: what it is about.
+        selection: what of it is shown.
+        specs: its charts.
+        live: how the training goes, on a page that renews itself.
+        worn: what `dress` returns, and the page's data; may be left out where a page wears them already.
+    """
+    naked = {"policy": "", "style": "", "scripts": [], "data": {}}
+    told = {
+        "run": run,
+        "main": selection.run,
+        "live": live,
+        "health": health(run),
+        "alerts": alert_lines(run),
+        "words": _words(run),
+        "notes": selection.notes,
+        "damage": damage_lines(run),
+        "specs": specs,
+        "selection": selection,
+        "arms": list(arm_results(run)),
+        "plural": plural,
+        "extent": extent,
+        "spoken": spoken,
+        "samples": test_samples(run),
+    }
+    return environment().get_template("report.html").render(naked | told | worn)
 
 
 def chart_specs(run: Run, selection: Selection) -> dict[str, dict[str, Any]]:
@@ -247,7 +271,9 @@ def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def _environment() -> Any:
+@cache
+def environment() -> Any:
+    """Return where the templates are."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Names of layers and all else in a run come from outside: autoescape makes them text.

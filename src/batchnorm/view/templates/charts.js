@@ -26,7 +26,7 @@ async function draw(name) {
   const element = $(`chart-${name}`);
   const spec = sized(structuredClone(run.specs[name]), element.clientWidth);
   const used = [...sources(spec)];
-  const { layer, place } = state;
+  const { layer, place } = state, drawn = version;
   spec.datasets = Object.fromEntries(used.map((source) => [source, SOURCES[source]()]));
   for (const parameter of spec.params || []) parameter.value = signals()[parameter.name];
   const old = views.get(name);
@@ -36,6 +36,7 @@ async function draw(name) {
   });
   if (old) old.finalize();
   view.used = used;
+  view.version = drawn;
   view.moves = (spec.params || []).map((parameter) => parameter.name);
   views.set(name, view);
   note(name);
@@ -59,6 +60,10 @@ const signals = () => ({
 });
 function move(view) {
   const all = signals();
+  if (view.version !== version) {
+    view.used.forEach((source) => view.data(source, SOURCES[source]()));
+    view.version = version;
+  }
   for (const name of view.moves) view.signal(name, all[name]);
   return view.runAsync();
 }

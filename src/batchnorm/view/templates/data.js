@@ -12,6 +12,7 @@ function unpack(text) {
   }
   return unpacked.get(text);
 }
+let version = 0; // of the data: a chart that was drawn from an older one is filled again when it moves
 const finite = (value) => (Number.isFinite(value) ? value : null); // null leaves a gap in a chart
 const nearest = (steps, step) =>
   steps.reduce((best, each, i) => (Math.abs(each - step) < Math.abs(steps[best] - step) ? i : best), 0);

@@ -106,9 +106,9 @@ function another() {
 }
 function pick(layer, place) {
   Object.assign(state, { layer, place, batch: 0 });
-  const { channels, size, kind, momentum, moved, affine, tracks } = run.layers[layer];
+  const { size, kind, momentum, moved, affine, tracks } = run.layers[layer];
   $("layer").value = layer;
-  $("channel").replaceChildren(...channels.map((channel, i) => new Option(channel, i)));
+  options();
   $("channel").value = place;
   $("momentum").textContent = momentum === null ? "none: plain average" : momentum;
   const first = layer === run.first.layer && place === run.first.place;
@@ -135,6 +135,28 @@ function fromAddress() {
   }
 }
 
+// New data of the same run: the reader keeps layer, channel and step, or stays at the end.
+const options = () => $("channel").replaceChildren(...run.layers[state.layer].channels.map((channel, i) => new Option(channel, i)));
+const atEnd = () => !state.batch && state.at === run.steps.length - 1;
+let wanted = null, kept = null; // the step that the reader chose, and the one shown in its place, which may lie beside it
+function renew(data) {
+  const follows = atEnd(), step = run.steps[state.at], channel = run.layers[state.layer]?.channels[state.place];
+  if (step !== kept) wanted = step;
+  Object.assign(run, data);
+  unpacked.clear();
+  version += 1;
+  if (!$("panels")) return views.forEach((view, name) => seen.has(name) && move(view));
+  state.at = follows ? run.steps.length - 1 : nearest(run.steps, wanted);
+  kept = run.steps[state.at];
+  state.place = Math.max(0, run.layers[state.layer].channels.indexOf(channel));
+  $("step").max = run.steps.length - 1;
+  options();
+  $("channel").value = state.place;
+  if (state.batch > batches()) state.batch = 0;
+  return show();
+}
+
+const addressed = location.hash.includes("step="); // the reader came for a certain step
 if ($("panels")) {
   run.layers.forEach((layer, i) => $("layer").append(new Option(layer.name || "(the model itself)", i)));
   $("layer").addEventListener("change", () => pick(+$("layer").value, 0));
@@ -146,4 +168,4 @@ if ($("panels")) {
   fromAddress();
 }
 document.querySelectorAll(".chart").forEach((element) => watcher.observe(element));
-globalThis.batchnorm = { views, state }; // for tests and the curious
+globalThis.batchnorm = { views, state, run, go, atEnd, addressed, renew }; // for tests and the curious
