@@ -75,12 +75,14 @@ class Columns:
 
     Attributes:
         counts: (layers, T) int64. forwards: (layers, T) int32.
-        nonfinite: (layers, T, quantities) float32. All of them must not be written to.
+        nonfinite: (layers, T, quantities) float32.
+        broken: (layers, quantities) bool, whether any of it was above 0. None of them may be written to.
     """
 
     def __init__(self) -> None:
         self._length = 0
         self._kept: dict[str, np.ndarray] = {}
+        self.broken: np.ndarray = np.zeros((0, 0), bool)
         self._share()
 
     def __len__(self) -> int:
@@ -100,13 +102,15 @@ class Columns:
                     new[:, : self._length] = kept[:, : self._length]
                 self._kept[name] = kept = new
             kept[:, self._length : length] = values[self._length :].swapaxes(0, 1)
+        is_new = (parts["nonfinite"][self._length :] > 0).any(0)
+        self.broken = np.logical_or(self.broken, is_new) if self.broken.size else np.asarray(is_new)
         self._length = len(records)
         self._share()
 
     def copy(self) -> Columns:
         """One that stays as long as it is when this one is extended; the numbers are shared."""
         other = Columns()
-        other._length, other._kept = self._length, dict(self._kept)
+        other._length, other._kept, other.broken = self._length, dict(self._kept), self.broken
         other._share()
         return other
 

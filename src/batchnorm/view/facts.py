@@ -76,9 +76,8 @@ def nonfinite_steps(run: Run) -> dict[tuple[str, str], NDArray[np.int64]]:
     """
     found = {}
     for layer in run.layers:
-        broken = run.nonfinite(layer.name) > 0
-        for q in np.flatnonzero(broken.any(0)):
-            found[layer.name, QUANTITIES[q]] = run.steps[broken[:, q]]
+        for q in np.flatnonzero(run.broken(layer.name)):
+            found[layer.name, QUANTITIES[q]] = run.steps[run.nonfinite(layer.name)[:, q] > 0]
     return found
 
 

@@ -42,6 +42,8 @@ class Feed:
         self._path = Path(path)
         self._tail = Tail(path)
         self._thread = ThreadPoolExecutor(1, "batchnorm-live")
+        self._aside = ThreadPoolExecutor(1, "batchnorm-bundle")
+        self._bundle = self._aside.submit(vega_bundle)  # takes seconds, without Python's lock
         self._series = secrets.token_hex(4)  # a server that was started again has other versions
         self._number = 0
         self._changed = asyncio.Event()
@@ -57,8 +59,9 @@ class Feed:
         return f"{self._series}-{self._number}"
 
     def close(self) -> None:
-        """End the thread, once it has done what it does."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End the threads, once they have done what they do."""
+        for pool in (self._thread, self._aside):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def watch(self) -> None:
         """Look for changes, for ever: the less often, the longer it takes to make the page."""
@@ -70,6 +73,8 @@ class Feed:
                 self._number += 1
                 self._changed.set()
                 self._changed = asyncio.Event()
+            if not self._made:
+                await self.page()  # the history is read before anybody asks for it
             await asyncio.sleep(min(max(LOOK_SECONDS, self._cost / BUSY_SHARE), MOST_SECONDS))
 
     async def events(self, is_ending: Callable[[], bool]) -> AsyncIterator[str]:
@@ -130,7 +135,7 @@ class Feed:
             told = {"said": run, "version": version, "path": self._path}
             return environment().get_template("waiting.html").render(told | worn), worn["policy"]
         selection, data, specs = self._shown(run, version)
-        worn = dress([vega_bundle(), own_script(*SCRIPTS, "live.js")], connects=True)
+        worn = dress([self._bundle.result(), own_script(*SCRIPTS, "live.js")], connects=True)
         content = markup(run, selection, specs, progress(run), data=data | {"specs": specs}, **worn)
         return content, worn["policy"]
 
