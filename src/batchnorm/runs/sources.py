@@ -96,7 +96,7 @@ class Columns:
             kept, length = self._kept.get(name), len(records)
             if kept is None or length > kept.shape[1]:
                 # Room for what comes, so that a run that grows is seldom moved; who has the old one may keep it.
-                room = length if kept is None else length + length // 8
+                room = length * 9 // 8
                 new = np.empty((values.shape[1], room, *values.shape[2:]), values.dtype)
                 if kept is not None:
                     new[:, : self._length] = kept[:, : self._length]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 1.0  # from one look at the files to the next, at least
 BUSY_SHARE = 0.1  # of a processor, that making the page may take: the training needs it
-MOST_SECONDS = 30.0  # from one look to the next
+MOST_SECONDS = 10.0  # from one look to the next
 BEAT_SECONDS = 5.0  # from one word to a page to the next, at most
 PINNED = 32  # channels that readers look at, which stay when others are chosen
 

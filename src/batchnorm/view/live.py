@@ -149,8 +149,10 @@ def make_app(path: str | os.PathLike[str], token: str, is_ending: Callable[[], b
         feed.close()
 
     routes = {"/{token}/": page, "/{token}/news": news, "/{token}/events": events}
-    return Starlette(
+    app = Starlette(
         routes=[Route(where, answer, methods=["GET"]) for where, answer in routes.items()],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=NAMES, www_redirect=False)],
         lifespan=watching,
     )
+    app.router.redirect_slashes = False  # an address that is not there is not there
+    return app
