@@ -190,7 +190,7 @@ def main() -> None:
     notes = (
         f"An hour's worth of steps of a ResNet-50's batch norms as history, then {A_SECOND} steps a second for "
         f"{options.seconds:.0f} s while headless Chromium has the page open, on the same machine. The heap is measured "
-        "after a garbage collection."
+        "after a garbage collection. Seconds are of the clock, and other work stretches them; shares are of CPU time."
     )
     save("live", [*header("Watching a training", notes), "| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
 
