@@ -29,12 +29,12 @@ async function draw(name) {
   const { layer, place } = state, drawn = version;
   spec.datasets = Object.fromEntries(used.map((source) => [source, SOURCES[source]()]));
   for (const parameter of spec.params || []) parameter.value = signals()[parameter.name];
-  const old = views.get(name);
   const { view } = await vegaEmbed(element, spec, {
     mode: "vega-lite", actions: false, ast: true, renderer: "svg", defaultStyle: false, logLevel: 1,
     config: run.config[dark.matches ? "dark" : "light"], tooltip: { disableDefaultStyle: true },
   });
-  if (old) old.finalize();
+  views.get(name)?.finalize();
+  view.title = name;
   view.used = used;
   view.version = drawn;
   view.moves = (spec.params || []).map((parameter) => parameter.name);
@@ -61,6 +61,7 @@ const signals = () => ({
 function move(view) {
   const all = signals();
   if (view.version !== version) {
+    if (run.specs[view.title].facet) return draw(view.title); // refilled, its panels pile up in memory
     view.used.forEach((source) => view.data(source, SOURCES[source]()));
     view.version = version;
   }
