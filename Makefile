@@ -57,6 +57,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/record.py
 	$(BIN)/python benchmarks/diagnose.py
+	$(BIN)/python benchmarks/live.py
 
 # Not in the environment of the tests, whose torch may be one for the CPU. Nothing is installed.
 gpu:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -63,6 +64,15 @@ def folder_of(run: Path) -> Path:
     if run.exists():
         return run
     raise FileNotFoundError(f"there is no folder {run}; batchnorm list ROOT names the runs in a folder")
+
+
+def _folder_to_come(run: Path) -> Path:
+    """The folder as `folder_of` finds it; where there is none yet, the one that the path stands for."""
+    try:
+        return folder_of(run)
+    except FileNotFoundError:
+        complain(f"no run in {run.absolute()} yet: waiting for one; Ctrl-C ends")
+        return run
 
 
 def print_json(value: Any) -> None:
@@ -283,6 +293,45 @@ def _markdown(run: Run, out: Path | None) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, said.encode())
     return str(out)
+
+
+@app.command()
+def serve(
+    run: RunPath,
+    port: Annotated[int, typer.Option(help="On 127.0.0.1.", show_default="any that is free")] = 0,
+) -> None:
+    """Serve the page of a run on this machine, growing while the run is written; Ctrl-C ends it.
+
+    The address holds a secret, a new one each time; BATCHNORM_TOKEN=SECRET and --port keep it the same.
+    """
+    with one_line_errors():
+        from .view.live import serve as serve_page
+
+        serve_page(_folder_to_come(run), port, partial(print, flush=True))
+
+
+@app.command()
+def tail(
+    run: RunPath,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Stay when the run has ended: it may be resumed.")
+    ] = False,
+) -> None:
+    """Follow a run in the terminal while it is written: its layers, and what is found wrong; ends with the run."""
+
+    def find(opened: Any) -> list[tuple[str, tuple[str, ...], str]]:
+        from .diagnosis import diagnose as judge
+
+        return [(f"{each.severity}: {each.rule}", each.layers, each.evidence) for each in judge(opened)]
+
+    with one_line_errors():
+        from .view.follow import follow as follow_run
+
+        try:
+            with suppress(BrokenPipeError):  # who reads it has read enough
+                follow_run(_folder_to_come(run), find, follow)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
 
 
 @app.command()

@@ -117,6 +117,10 @@ class Run:
         """How many values were not finite: (T, 8) float32, columns `QUANTITIES`; NaN where a quantity did not exist."""
         return self._columns.nonfinite[self._layer(layer)]
 
+    def broken(self, layer: str) -> np.ndarray:
+        """Whether a quantity had a value that was not finite, ever: (8,) bool, of `QUANTITIES`."""
+        return self._columns.broken[self._layer(layer)]
+
     def counts(self, layer: str) -> np.ndarray:
         """Values a channel in the batch, (T,) int64; 0 where nothing was measured, -1 where it is not known."""
         return self._columns.counts[self._layer(layer)].astype(np.int64)

@@ -75,12 +75,14 @@ class Columns:
 
     Attributes:
         counts: (layers, T) int64. forwards: (layers, T) int32.
-        nonfinite: (layers, T, quantities) float32. All of them must not be written to.
+        nonfinite: (layers, T, quantities) float32.
+        broken: (layers, quantities) bool, whether any of it was above 0. None of them may be written to.
     """
 
     def __init__(self) -> None:
         self._length = 0
         self._kept: dict[str, np.ndarray] = {}
+        self.broken: np.ndarray = np.zeros((0, 0), bool)
         self._share()
 
     def __len__(self) -> int:
@@ -94,19 +96,21 @@ class Columns:
             kept, length = self._kept.get(name), len(records)
             if kept is None or length > kept.shape[1]:
                 # Room for what comes, so that a run that grows is seldom moved; who has the old one may keep it.
-                room = length if kept is None else length + length // 8
+                room = length * 9 // 8
                 new = np.empty((values.shape[1], room, *values.shape[2:]), values.dtype)
                 if kept is not None:
                     new[:, : self._length] = kept[:, : self._length]
                 self._kept[name] = kept = new
             kept[:, self._length : length] = values[self._length :].swapaxes(0, 1)
+        is_new = (parts["nonfinite"][self._length :] > 0).any(0)
+        self.broken = np.logical_or(self.broken, is_new) if self.broken.size else np.asarray(is_new)
         self._length = len(records)
         self._share()
 
     def copy(self) -> Columns:
         """One that stays as long as it is when this one is extended; the numbers are shared."""
         other = Columns()
-        other._length, other._kept = self._length, dict(self._kept)
+        other._length, other._kept, other.broken = self._length, dict(self._kept), self.broken
         other._share()
         return other
 

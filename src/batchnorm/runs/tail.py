@@ -220,7 +220,9 @@ class _Journal(_File):
     def _room(self, end: int) -> memoryview:
         """The bytes so far, with room up to `end`; those handed out before stay where they are."""
         if end > len(self._data):
-            larger = np.empty(max(self.size, end) + (self.size // 8 if self.at else 0), np.uint8)
+            larger = np.empty(
+                max(self.size, end) * 9 // 8, np.uint8
+            )  # room for what comes: a move costs most of a look
             larger[: self.at] = self._data[: self.at]
             self._data = larger
         return self._data.data

@@ -60,6 +60,19 @@ def extent(run: Run) -> str:
     return told
 
 
+def progress(run: Run) -> str:
+    """Return one line on how the training goes, or how it ended."""
+    steps = run.main.steps
+    reached = f"recorded up to step {steps[-1]:,}" if len(steps) else "no step is recorded yet"
+    if run.status == "running":
+        under_way = [name for name, arm in run.arms.items() if arm.status == "running"]
+        where = f", arm {some(under_way)}" if under_way else ""
+        return f"The training is running{where}: {reached}."
+    if run.status == "interrupted":
+        return f"The training was interrupted, and nobody writes to this run any more: {reached}."
+    return f"The training {'has finished' if run.status == 'finished' else 'failed'}: {reached}."
+
+
 def nonfinite_steps(run: Run) -> dict[tuple[str, str], NDArray[np.int64]]:
     """Return the recorded steps with NaN or infinity, for each (layer, quantity) that had any.
 
@@ -67,9 +80,8 @@ def nonfinite_steps(run: Run) -> dict[tuple[str, str], NDArray[np.int64]]:
     """
     found = {}
     for layer in run.layers:
-        broken = run.nonfinite(layer.name) > 0
-        for q in np.flatnonzero(broken.any(0)):
-            found[layer.name, QUANTITIES[q]] = run.steps[broken[:, q]]
+        for q in np.flatnonzero(run.broken(layer.name)):
+            found[layer.name, QUANTITIES[q]] = run.steps[run.nonfinite(layer.name)[:, q] > 0]
     return found
 
 

@@ -16,11 +16,12 @@ from ..runs.files import write_atomically
 from .facts import BELOW, NEAR_ZERO, alert_lines, arm_results, damage_lines, extent, plain, plural, spoken, test_samples
 from .judgement import Judgement, health
 from .paper import paper_charts, paper_rows
-from .sections import below
+from .sections import Below, below
 from .select import BANDS, Selection, nearest, pack, select
 
 if TYPE_CHECKING:
     from ..runs.reader import Run
+    from .stills import Still
 
 VEGA_LITE = "6.4"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -98,38 +99,78 @@ def render(run: Run, judgement: Judgement | None = None) -> str:
         sections = below(run, selection, first_look(selection)[0])
         specs = chart_specs(run, selection) | sections.specs()
         stills = pool.submit(drawn, still_specs(selection, specs, first_look(selection)[0]))
-        environment = templates()
-        style = stylesheet(environment)
-        own = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
-        # Each in a scope of its own: the bundle's names are short, many, and change with its version.
-        scripts = [f'(() => {{\n"use strict";\n{script}\n}})();' for script in (bundle.result(), own)]
-    return environment.get_template("report.html").render(
-        run=run,
-        main=selection.run,
-        policy=policy(style, scripts),
-        style=style,
-        scripts=scripts,
-        data=payload(run, selection) | sections.payload() | {"specs": specs},
-        health=health(run, judgement),
-        judgement=judgement,
-        below=sections,
-        stills=stills.result(),
-        NEAR_ZERO=NEAR_ZERO,
-        BELOW=BELOW,
-        places={info.name: i for i, info in enumerate(selection.run.layers)},
-        MANY=100,
-        alerts=alert_lines(run),
-        words=_words(run),
-        notes=selection.notes + sections.heat.notes,
-        damage=damage_lines(run),
-        specs=specs,
-        selection=selection,
-        arms=list(arm_results(run)),
-        plural=plural,
-        extent=extent,
-        spoken=spoken,
-        samples=test_samples(run),
-    )
+        data = payload(run, selection) | sections.payload() | {"specs": specs}
+        worn = dress([bundle.result(), own_script(*SCRIPTS)])
+        return markup(run, selection, sections, specs, judgement=judgement, stills=stills.result(), data=data, **worn)
+
+
+def own_script(*names: str) -> str:
+    """Return scripts of ours as one."""
+    return "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
+
+
+def dress(scripts: Sequence[str], connects: bool = False) -> dict[str, Any]:
+    """Return what a page wears: its style, its scripts, and the policy that lets it have these and no others.
+
+    Args:
+        scripts: what it runs.
+        connects: whether it asks the server that it came from; else it asks nobody.
+    """
+    style = stylesheet()
+    # Each in a scope of its own: the bundle's names are short, many, and change with its version.
+    scripts = [f'(() => {{\n"use strict";\n{script}\n}})();' for script in scripts]
+    return {"style": style, "scripts": scripts, "policy": policy(style, scripts, connects)}
+
+
+def markup(
+    run: Run,
+    selection: Selection,
+    sections: Below,
+    specs: dict[str, Any],
+    *,
+    judgement: Judgement | None = None,
+    stills: Sequence[Still] = (),
+    live: str | None = None,
+    **worn: Any,
+) -> str:
+    """Return the page's HTML.
+
+    Args:
+        run: what it is about.
+        selection: what of it the first screen shows.
+        sections: what is shown below that.
+        specs: its charts.
+        judgement: what was found in the run; None if nobody judged it.
+        stills: images for a browser without JavaScript.
+        live: how the training goes, on a page that renews itself.
+        worn: what `dress` returns, and the page's data; may be left out where a page wears them already.
+    """
+    naked = {"policy": "", "style": "", "scripts": [], "data": {}}
+    told = {
+        "run": run,
+        "main": selection.run,
+        "live": live,
+        "health": health(run, judgement),
+        "judgement": judgement,
+        "below": sections,
+        "stills": stills,
+        "NEAR_ZERO": NEAR_ZERO,
+        "BELOW": BELOW,
+        "places": {info.name: i for i, info in enumerate(selection.run.layers)},
+        "MANY": 100,
+        "alerts": alert_lines(run),
+        "words": _words(run),
+        "notes": selection.notes + sections.heat.notes,
+        "damage": damage_lines(run),
+        "specs": specs,
+        "selection": selection,
+        "arms": list(arm_results(run)),
+        "plural": plural,
+        "extent": extent,
+        "spoken": spoken,
+        "samples": test_samples(run),
+    }
+    return environment().get_template("report.html").render(naked | told | worn)
 
 
 def chart_specs(run: Run, selection: Selection) -> dict[str, dict[str, Any]]:
@@ -257,7 +298,7 @@ def _words(run: Run) -> list[str]:
     return summarize(run).plain[:3]
 
 
-def policy(style: str, scripts: Sequence[str] = ()) -> str:
+def policy(style: str, scripts: Sequence[str] = (), connects: bool = False) -> str:
     """Return the Content-Security-Policy that allows this style and these scripts, and nothing else."""
     parts = {
         "default-src": "'none'",
@@ -267,22 +308,25 @@ def policy(style: str, scripts: Sequence[str] = ()) -> str:
         "base-uri": "'none'",
         "form-action": "'none'",
     }
+    if connects:
+        parts["connect-src"] = "'self'"
     return "; ".join(f"{name} {allowed}" for name, allowed in parts.items())
 
 
-def stylesheet(environment: Any) -> str:
+def stylesheet() -> str:
     """Return the page's style, with the colours of both palettes."""
     from . import charts
 
     palettes = {"light": charts.LIGHT, "dark": charts.DARK}
-    return environment.get_template("page.css").render(palettes=palettes, font=charts.FONT)
+    return environment().get_template("page.css").render(palettes=palettes, font=charts.FONT)
 
 
 def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def templates() -> Any:
+@cache
+def environment() -> Any:
     """Return the environment of the page's templates, in which all that is filled in is text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

@@ -7,6 +7,7 @@ a recorded one, never an average of several; channels are taken evenly down the 
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -108,12 +109,15 @@ def pack(values: NDArray[np.float32]) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
-def select(run: Run, only: tuple[str, int | None] | None = None) -> Selection:
+def select(
+    run: Run, only: tuple[str, int | None] | None = None, shown: Mapping[str, Sequence[int]] | None = None
+) -> Selection:
     """Return what the page shows of a run (of an experiment: of `run.main`), or one layer or channel of it.
 
     Args:
         run: a run from `open_run`.
         only: name of a layer and number of a channel, to have these alone; None for the layer's channels.
+        shown: channels to take of a layer, in place of those that moved most.
     Raises:
         ValueError: there is no such layer or channel.
     """
@@ -148,8 +152,8 @@ def select(run: Run, only: tuple[str, int | None] | None = None) -> Selection:
     steps = recorded[sorted(at for at in kept if at < len(recorded))]
     rows = thin(len(run.steps), int(np.clip(BAND_VALUES // (size * 2 * len(BANDS)), 20, MAX_STEPS)))
 
-    wanted = None if only is None or only[1] is None else np.array([only[1]])
-    layers = [_view(run, info, steps, probe_steps, rows, places, wanted) for info in infos]
+    wanted = dict(shown or {}) if only is None else {} if only[1] is None else {only[0]: [only[1]]}
+    layers = [_view(run, info, steps, probe_steps, rows, places, wanted.get(info.name)) for info in infos]
     if owning is not None and owning is not run and len(steps):
         for view in layers:
             if view.info in owning.layers:
@@ -203,11 +207,11 @@ def _view(
     probe_steps: NDArray[np.int64],
     rows: NDArray[np.int64],
     places: int,
-    wanted: NDArray[np.int64] | None,
+    wanted: Sequence[int] | None,
 ) -> LayerView:
     name = info.name
     whole = {q: run.vectors(name, q) for q in QUANTITIES} if len(steps) else {}
-    channels = thin(info.channels, places) if wanted is None else wanted
+    channels = thin(info.channels, places) if wanted is None else np.array(wanted, np.int64)
     moved = np.zeros(len(channels))
     if info.affine and whole:
         of_all = np.hypot(_travel(whole["gamma"][1]), _travel(whole["beta"][1]))
@@ -219,7 +223,7 @@ def _view(
         info=info,
         channels=channels,
         moved=moved,
-        columns={q: _pick(*which, steps)[:, channels] for q, which in whole.items()},
+        columns={q: _pick(have, values[:, channels], steps) for q, (have, values) in whole.items()},
         counts=run.counts(name)[at],
         broken={q: np.flatnonzero(run.stats(name, q)[at, NONFINITE] > 0).tolist() for q in QUANTITIES},
         probes={q: _pick(*run.probes(name, q), probe_steps)[:, :MAX_BATCHES, channels] for q in PROBED},

@@ -16,7 +16,7 @@ import numpy as np
 
 from .facts import alert_lines, arm_results, damage_lines, extent, facts, health, plain, plural, spoken
 from .heat import heat
-from .page import VEGA_LITE, policy, require_charts, stylesheet, templates, write_page
+from .page import VEGA_LITE, environment, policy, require_charts, stylesheet, write_page
 from .select import thin
 
 if TYPE_CHECKING:
@@ -47,33 +47,36 @@ def report(runs: Sequence[Run], out: str | os.PathLike[str] | None = None) -> Pa
 def render(runs: Sequence[Run]) -> str:
     """Return the page of several runs as HTML."""
     check(runs)
-    environment = templates()
-    style = stylesheet(environment)
+    style = stylesheet()
     notes: list[str] = []
     logged, names = _logged(runs)
     ends = [_ends(run) for run in runs]
     layers = _layers(ends, notes)
     rows = _end_rows(ends, layers)
     said = [facts(run) for run in runs]
-    return environment.get_template("side_by_side.html").render(
-        policy=policy(style),
-        style=style,
-        runs=[
-            {"letter": letter, "role": role, "run": run, "health": health(run), "extent": extent(run)}
-            for letter, role, run in zip(LETTERS, ROLES, runs, strict=False)
-        ],
-        facts=_differing(runs),
-        outcomes=_outcomes(runs, names),
-        charts=_charts(logged, names, rows, layers, len(runs)),
-        names=names,
-        layers=layers,
-        ends=ends,
-        number=_number,
-        alerts=[alert_lines(run) for run in runs],
-        damage=[damage_lines(run) for run in runs],
-        notes=notes,
-        arms=[list(each["arms"]) for each in said],
-        plural=plural,
+    return (
+        environment()
+        .get_template("side_by_side.html")
+        .render(
+            policy=policy(style),
+            style=style,
+            runs=[
+                {"letter": letter, "role": role, "run": run, "health": health(run), "extent": extent(run)}
+                for letter, role, run in zip(LETTERS, ROLES, runs, strict=False)
+            ],
+            facts=_differing(runs),
+            outcomes=_outcomes(runs, names),
+            charts=_charts(logged, names, rows, layers, len(runs)),
+            names=names,
+            layers=layers,
+            ends=ends,
+            number=_number,
+            alerts=[alert_lines(run) for run in runs],
+            damage=[damage_lines(run) for run in runs],
+            notes=notes,
+            arms=[list(each["arms"]) for each in said],
+            plural=plural,
+        )
     )
 
 

@@ -28,18 +28,19 @@ async function draw(name) {
   const element = $(`chart-${name}`);
   const spec = sized(structuredClone(run.specs[name]), element.clientWidth);
   const used = [...sources(spec)];
-  const { layer, place } = state;
+  const { layer, place } = state, made = version;
   spec.datasets = Object.fromEntries(used.map((source) => [source, SOURCES[source]()]));
   for (const parameter of spec.params || []) parameter.value = signals()[parameter.name];
-  const old = views.get(name);
   const { view } = await vegaEmbed(element, spec, {
     mode: "vega-lite", actions: false, ast: true, renderer: "svg", defaultStyle: false, logLevel: 1,
     config: run.config[dark.matches ? "dark" : "light"], tooltip: { disableDefaultStyle: true },
   });
-  if (old) old.finalize();
+  views.get(name)?.finalize();
+  view.title = name;
   document.body.classList.toggle("drawn-dark", dark.matches); // for paper, which is white
   element.querySelector("svg").setAttribute("aria-hidden", "true"); // the element's own label says what is drawn
   view.used = used;
+  view.version = made;
   view.moves = (spec.params || []).map((parameter) => parameter.name);
   views.set(name, view);
   drawn[name]?.(view);
@@ -65,13 +66,17 @@ const signals = () => ({
 });
 function move(view) {
   const all = signals();
+  if (view.version !== version) {
+    if (run.specs[view.title].facet) return draw(view.title); // refilled, its panels pile up in memory
+    view.used.forEach((source) => view.data(source, SOURCES[source]()));
+    view.version = version;
+  }
   for (const name of view.moves) view.signal(name, all[name]);
   return view.runAsync();
 }
-// The channel's rows are others; of a run that grew, all are.
-function reload(everything = false) {
+function reload() {
   for (const [name, view] of views) {
-    const own = view.used.filter((source) => everything || source === "trace" || source === "probes");
+    const own = view.used.filter((source) => source === "trace" || source === "probes");
     own.forEach((source) => view.data(source, SOURCES[source]()));
     note(name);
     if (own.length) view.runAsync();

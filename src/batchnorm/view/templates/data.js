@@ -1,6 +1,6 @@
 // The page's data: columns of float32 in base64 become numbers, and rows for Vega.
 
-let run = JSON.parse(document.getElementById("run-data").textContent);
+const run = JSON.parse(document.getElementById("run-data").textContent);
 // Where the reader is. `mode` is the layer's: train or eval. `would` holds the gamma and beta that the reader tries out.
 const state = { layer: run.first.layer, place: run.first.place, at: 0, batch: 0, mode: "train", would: {} };
 
@@ -15,6 +15,7 @@ function unpack(text) {
   }
   return unpacked.get(text);
 }
+let version = 0; // of the data: a chart that was drawn from an older one is filled again when it moves
 const finite = (value) => (Number.isFinite(value) ? value : null); // null leaves a gap in a chart
 const nearest = (steps, step) =>
   steps.reduce((best, each, i) => (Math.abs(each - step) < Math.abs(steps[best] - step) ? i : best), 0);

@@ -84,6 +84,26 @@ function fromAddress() {
   }
 }
 
+// New data of the same run: the reader keeps layer, channel and step, or stays at the end.
+const atEnd = () => !state.batch && state.at === run.steps.length - 1;
+let wanted = null, kept = null; // the step that the reader chose, and the one shown in its place, which may lie beside it
+function renew(data) {
+  const follows = atEnd(), step = run.steps[state.at], channel = run.layers[state.layer]?.channels[state.place];
+  if (step !== kept) wanted = step;
+  Object.assign(run, data);
+  unpacked.clear();
+  version += 1;
+  if (!$("panels")) return views.forEach((view, name) => seen.has(name) && move(view));
+  state.at = follows ? run.steps.length - 1 : nearest(run.steps, wanted);
+  kept = run.steps[state.at];
+  state.place = Math.max(0, run.layers[state.layer].channels.indexOf(channel));
+  $("step").max = run.steps.length - 1;
+  listChannels();
+  if (state.batch > batches()) state.batch = 0;
+  return show();
+}
+
+const addressed = location.hash.includes("step="); // the reader came for a certain step
 if ($("panels")) {
   run.layers.forEach((layer, i) => $("layer").append(new Option(layer.name || "(the model itself)", i)));
   $("layer").addEventListener("change", () => pick(+$("layer").value, 0));
@@ -99,21 +119,5 @@ if ($("panels")) {
   $("x").addEventListener("input", table);
   fromAddress();
 }
-// A run that grows: other data, the same reader. Who was at the last step follows it.
-function renew(data) {
-  const { layer, place } = state;
-  const name = run.layers[layer]?.name, channel = run.layers[layer]?.channels[place];
-  const step = state.at === run.steps.length - 1 ? Infinity : run.steps[state.at];
-  run = data;
-  unpacked.clear();
-  state.layer = Math.max(0, run.layers.findIndex((each) => each.name === name));
-  state.place = Math.max(0, run.layers[state.layer].channels.indexOf(channel));
-  state.at = step === Infinity ? run.steps.length - 1 : nearest(run.steps, step);
-  if (state.batch > batches()) state.batch = 0;
-  $("step").max = run.steps.length - 1;
-  listChannels();
-  reload(true);
-  show();
-}
 document.querySelectorAll(".chart").forEach((element) => watcher.observe(element));
-globalThis.batchnorm = { views, state, renew, pick }; // for tests and the curious
+globalThis.batchnorm = { views, state, run, go, pick, atEnd, addressed, renew }; // for tests and the curious
