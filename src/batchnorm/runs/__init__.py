@@ -2,6 +2,7 @@
 
 schema     what the files hold        journal    frames that survive a kill       lines     JSON, a line each
 folder     made, reopened, marked     lock       one writer                       reader    Run, open_run, list_runs
+update     worked steps               explain    their arithmetic               histogram of probes
 files      written, through no link   export     to Parquet, Arrow, CSV and TensorBoard
 """
 
