@@ -16,7 +16,7 @@ from batchnorm.cli import app
 from batchnorm.lab import ARMS, Experiment, LabError, Settings, Training, build, load
 from batchnorm.lab.evaluation import weights_sha256
 from batchnorm.lab.training import CHECKPOINT
-from batchnorm.view.page import arms_rows
+from batchnorm.view.payload import arms_rows
 from batchnorm.view.words import summarize
 
 pytestmark = pytest.mark.slow

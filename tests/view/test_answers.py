@@ -14,7 +14,7 @@ import batchnorm as bn
 from batchnorm.runs import open_run
 from batchnorm.view.answers import answers, number
 from batchnorm.view.look import look_at
-from batchnorm.view.page import first_look
+from batchnorm.view.payload import first_look
 from batchnorm.view.select import select
 
 STEPS, BATCHES = 30, 6

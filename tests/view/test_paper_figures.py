@@ -8,8 +8,9 @@ from view.conftest import wait_until
 
 from batchnorm.runs import open_run
 from batchnorm.view import report
-from batchnorm.view.page import chart_specs, payload
+from batchnorm.view.page import chart_specs
 from batchnorm.view.paper import paper_limits, paper_rows
+from batchnorm.view.payload import payload
 from batchnorm.view.picture import paper_chart
 from batchnorm.view.select import select
 

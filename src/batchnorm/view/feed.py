@@ -19,7 +19,8 @@ import numpy as np
 
 from ..runs.tail import Tail
 from .facts import progress
-from .page import SCRIPTS, chart_specs, dress, environment, first_look, markup, own_script, payload, vega_bundle
+from .page import SCRIPTS, chart_specs, dress, environment, markup, own_script, vega_bundle
+from .payload import first_look, payload
 from .sections import Below, below
 from .select import Selection, select
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runs.files import write_atomically
-from .page import VEGA_LITE, first_look, require_charts
+from .page import VEGA_LITE, require_charts
 from .paper import paper_charts, paper_rows
+from .payload import first_look
 from .select import select
 
 if TYPE_CHECKING:
