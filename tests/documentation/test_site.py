@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import batchnorm as bn
+from batchnorm import runs
 
 ROOT = Path(__file__).parents[2]
 # Elements that load what they name as soon as a page is shown; a link does not.
@@ -39,7 +40,7 @@ def test_every_public_name_is_in_the_reference(site: Path):
     named = set(re.findall(r'id="([\w.]+)"', reference))
     wanted = {f"batchnorm.{name}" for name in set(bn.__all__) - {"__version__", "nn"}}
     wanted |= {f"batchnorm.nn.{name}" for name in bn.nn.__all__}
-    wanted |= {f"batchnorm.runs.{name}" for name in bn.runs.__all__}
+    wanted |= {f"batchnorm.runs.{name}" for name in runs.__all__}
     wanted |= {
         f"batchnorm.integrations.{library}.{name}"
         for library in ("lightning", "transformers")
