@@ -87,7 +87,8 @@ def test_masks_lengths_and_channels_last(tmp_path):
     x = torch.randn(4, 7, 3) * 3
     lengths = torch.tensor([7, 1, 4, 2])
     inside = torch.arange(7) < lengths[:, None]
-    x[~inside] = float("nan")  # is not looked at
+    x[~inside] = 50.0
+    x[1, 5] = float("nan")  # is not looked at
     for name, call in {
         "mask": lambda m, x: m[0](x, mask=inside),
         "lengths": lambda m, x: m[0](x, lengths=lengths),

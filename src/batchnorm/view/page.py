@@ -37,6 +37,7 @@ SCRIPTS = (
     "shares.js",
     "worked.js",
     "heat.js",
+    "histograms.js",
     "page.js",
 )
 

@@ -11,8 +11,10 @@ from .answers import Answer, answers
 from .cubes import Cube, cubes
 from .facts import BELOW, NEAR_ZERO, plural
 from .heat import MAPS, Heat, heat
+from .histograms import Histograms, histograms
 from .logged import Logged, logged
 from .look import Look, look_at
+from .nested import Nested, nested
 from .select import pack
 from .strip import Strips, strips
 from .worked import worked
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from ..runs.reader import Run
     from .select import Selection
 
-HEAT_STEPS = 120
+HEAT_STEPS = 80
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Below:
         answers: to what learners ask.
         worked: for each layer the steps that can be checked by hand, see `worked`.
         heat: the maps of layers by steps.
+        histograms: of the shown channels' values in the probe batches.
+        nested: experiments within the run's folder.
     """
 
     logged: list[Logged]
@@ -46,6 +50,8 @@ class Below:
     answers: list[Answer]
     worked: list[dict[str, Any] | None]
     heat: Heat
+    histograms: Histograms
+    nested: list[Nested]
 
     @property
     def cubes(self) -> list[Cube]:
@@ -67,19 +73,24 @@ class Below:
         import altair as alt
 
         from .charts.heat import heat as heat_chart
+        from .charts.histograms import histograms as histograms_chart
         from .charts.logged import logged as logged_chart
         from .charts.panels import parameters
         from .charts.strip import strip
 
-        step = parameters(0, 0)[0]
+        step, batch, *_ = parameters(0, 0)
         made = {f"logged_{i}": f"logged_{i}" for i in range(len(self.logged))}
         charts = {name: logged_chart(alt.NamedData(name)).add_params(step) for name in made}
+        if self.histograms:
+            for name, role in (("spread_in", "measured"), ("spread_out", "learned")):
+                charts[name] = histograms_chart(alt.NamedData(name), role).add_params(batch)
         if any(self.strips.layers):
             charts["strip"] = strip(alt.NamedData("strip"))
         if len(self.heat.steps):
             row = 16 if len(self.heat.layers) <= 30 else 11
             for name in MAPS:
-                charts[f"heat_{name}"] = heat_chart(alt.NamedData(f"heat_{name}"), name, row=row).add_params(step)
+                chart = heat_chart(alt.NamedData(f"heat_{name}"), name).properties(height=row * len(self.heat.layers))
+                charts[f"heat_{name}"] = chart.add_params(step)
         return {name: chart.to_dict(validate=False) for name, chart in charts.items()}
 
     def payload(self) -> dict[str, Any]:
@@ -97,6 +108,7 @@ class Below:
         ]
         return {
             "worked": self.worked,
+            "histograms": self.histograms.payload(),
             "heat": {
                 "layers": self.heat.layers,
                 "steps": self.heat.steps.tolist(),
@@ -129,6 +141,8 @@ def below(run: Run, selection: Selection, look: int) -> Below:
         answers(selection.run, seen),
         worked(selection) if len(selection.steps) else [],
         heat(run, HEAT_STEPS),
+        histograms(selection),
+        nested(run),
     )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BANDS = ("p05", "p25", "p50", "p75", "p95")
 BAND_COLUMNS = [COLUMNS.index(name) for name in BANDS]
 
-TRACE_VALUES = 160_000  # float32 values, all channels and quantities together: 0.85 MB in base64
+TRACE_VALUES = 120_000  # float32 values, all channels and quantities together: 0.64 MB in base64
 PROBE_VALUES = 40_000
 BAND_VALUES = 60_000
 MAX_CHANNELS, MAX_STEPS, MAX_PROBED, MAX_BATCHES = 12, 240, 12, 16

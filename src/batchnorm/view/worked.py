@@ -13,19 +13,20 @@ if TYPE_CHECKING:
     from .select import Selection
 
 # Worked numbers on a page, a few hundred bytes each; and steps of one channel, early, middle and late.
-MOST_WORKED, MOST_STEPS, LEAST_STEPS = 600, 8, 3
+MOST_WORKED, MOST_STEPS, LEAST_STEPS = 400, 8, 3
 
 
 def worked(selection: Selection) -> list[dict[str, Any] | None]:
     """Return for each shown layer the steps that were recorded whole, worked out; None where there are none.
 
     Returns:
-        "steps" (U,), and for each of "gamma" and "beta", by the shown channel's place, a list of U: the terms of the
-        arithmetic (see `runs.explain`), what they predict, what was recorded, a note, and the optimizer; None where
-        the optimizer had nothing to do with it.
+        "steps" (U,), and for each of "gamma" and "beta", by the shown channel's place (the first ones, as many as fit),
+        a list of U: the terms of the arithmetic (see `runs.explain`), what they predict, what was recorded, a note, and
+        the optimizer; None where the optimizer had nothing to do with it.
     """
     places = sum(len(view.channels) for view in selection.layers)
     most = min(MOST_STEPS, max(LEAST_STEPS, MOST_WORKED // max(1, 2 * places)))
+    deep = max(1, MOST_WORKED // (2 * most * max(1, len(selection.layers))))  # channels of a layer
     found: list[dict[str, Any] | None] = []
     for view in selection.layers:
         updates = selection.run.updates(view.info.name)
@@ -34,7 +35,9 @@ def worked(selection: Selection) -> list[dict[str, Any] | None]:
             found.append(None)
             continue
         numbers = {
-            quantity: [[_worked(update, channel, quantity) for update in chosen] for channel in view.channels.tolist()]
+            quantity: [
+                [_worked(update, channel, quantity) for update in chosen] for channel in view.channels[:deep].tolist()
+            ]
             for quantity in ("gamma", "beta")
         }
         found.append(plain({"steps": [update.step for update in chosen], **numbers}))

@@ -10,7 +10,7 @@ from ..model.given import Given
 from ..moments import Moments, broadcast_mask, per_channel
 from ..runs.schema import HISTOGRAM_BINS, HISTOGRAM_EDGES
 
-_BLOCK = 1 << 20  # values that are worked on at once, in float64
+_BLOCK = 1 << 18  # values that are worked on at once, in float64: they stay in the cache
 _FIRST, _LAST = float(HISTOGRAM_EDGES[0]), float(HISTOGRAM_EDGES[-1])
 _A_UNIT = HISTOGRAM_BINS / (_LAST - _FIRST)
 
@@ -49,6 +49,8 @@ def _count(x: Tensor, mask: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:
     counts = at.isfinite()
     if mask is not None:
         counts &= broadcast_mask(mask, x)
-    at = at.nan_to_num_(0.0).clamp_(_FIRST * _A_UNIT, _LAST * _A_UNIT - 1).sub_(_FIRST * _A_UNIT).long()
-    at += torch.arange(x.size(1), device=x.device).view(shape) * HISTOGRAM_BINS
-    return torch.bincount(at[counts], minlength=x.size(1) * HISTOGRAM_BINS).view(-1, HISTOGRAM_BINS)
+    at = at.clamp_(_FIRST * _A_UNIT, _LAST * _A_UNIT - 1).sub_(_FIRST * _A_UNIT)
+    at.masked_fill_(~counts, HISTOGRAM_BINS)  # a bin of their own, which is left out
+    at += torch.arange(x.size(1), device=x.device).view(shape) * (HISTOGRAM_BINS + 1)
+    found = torch.bincount(at.flatten().int(), minlength=x.size(1) * (HISTOGRAM_BINS + 1))
+    return found.view(-1, HISTOGRAM_BINS + 1)[:, :-1]

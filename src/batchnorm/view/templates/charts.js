@@ -66,11 +66,7 @@ const signals = () => ({
 });
 function move(view) {
   const all = signals();
-  if (view.version !== version) {
-    if (run.specs[view.title].facet) return draw(view.title); // refilled, its panels pile up in memory
-    view.used.forEach((source) => view.data(source, SOURCES[source]()));
-    view.version = version;
-  }
+  if (view.version !== version) return draw(view.title); // a view that is refilled grows and grows
   for (const name of view.moves) view.signal(name, all[name]);
   return view.runAsync();
 }

@@ -23,11 +23,11 @@ function showWorked() {
   if (!steps.includes(worked.chosen)) worked.chosen = null;
   const at = steps.length ? (worked.chosen === null ? nearest(steps, run.steps[state.at]) : steps.indexOf(worked.chosen)) : -1;
   $("worked-step").replaceChildren(...steps.map((step, i) => new Option(spelled(step), step, false, i === at)));
-  const each = at < 0 ? null : found[worked.quantity][state.place][at];
+  const each = at < 0 ? null : found[worked.quantity][state.place]?.[at];
   $("worked-terms").replaceChildren(...(each ? each.terms.map(termRow) : []));
   if (!each) {
     $("worked-about").textContent = "";
-    $("worked-said").textContent = `No step of the optimizer was recorded whole for ${symbol()} of this channel.`;
+    $("worked-said").textContent = `No step is worked out here for ${symbol()} of this channel; the first channels of the list have some.`;
     return;
   }
   const { name } = run.layers[state.layer];
