@@ -36,6 +36,15 @@ class Examples(griffe.Extension):
             obj.docstring.value = re.sub(r"(?m)^( *)Example:$", r"\1Examples:", obj.docstring.value)
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Puts every page of results under Benchmarks."""
+    for section in config.nav or []:
+        if "Benchmarks" in section:
+            results = sorted(path.name for path in (ROOT / "benchmarks" / "results").glob("*.md"))
+            section["Benchmarks"] += [f"benchmarks/results/{name}" for name in results]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages kept elsewhere, and the page of the sample run, made now by the package itself."""
     from mkdocs.structure.files import File
