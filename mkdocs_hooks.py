@@ -1,7 +1,7 @@
-"""What the documentation's site needs beside docs/: pages that are kept elsewhere, links that hold in both places, formulas.
+"""What the site needs beside docs/: pages that are kept elsewhere, links that hold in both places, formulas.
 
-A link in a page is relative to the file, so that it holds on GitHub. On the site it leads to the page that shows that file
-or, where none does, to the file on GitHub. A link to a file that does not exist is a warning, and strict mode fails.
+A link in a page is relative to the file, so that it holds on GitHub. On the site it leads to the page that shows that
+file or, where none does, to the file on GitHub. A link to a file that does not exist is a warning; strict mode fails.
 """
 
 from __future__ import annotations
