@@ -19,16 +19,17 @@ import numpy as np
 from batchnorm.runs import Run, open_run
 from batchnorm.runs.journal import Journal, read_frames
 from batchnorm.runs.lines import Lines, read_lines
-from batchnorm.runs.schema import PROBES, RESULTS, RUN, SCALARS, STATS, VECTORS
+from batchnorm.runs.schema import HISTOGRAMS, PROBES, RESULTS, RUN, SCALARS, STATS, UPDATES, VECTORS
 from batchnorm.view.sample import FOLDER
 from batchnorm.view.select import thin
 
 TRAIN = ["--experiment", "gamma-beta", "--model", "cnn", "--epochs", "24", "--batch-size", "16"]
-STEPS, PROBED = 30, 4
+STEPS, PROBED, WORKED = 30, 4, 8
 MOST_BYTES = 400_000
 # By the file, how many records of it an arm keeps; of the arms beside the main one fewer, for they show less.
-KEPT = {STATS: STEPS, VECTORS: STEPS, SCALARS: STEPS, PROBES: PROBED}
-BESIDE = {"fixed": {VECTORS: 6, PROBES: 0}, "per-batch": {PROBES: 0}}
+KEPT = {STATS: STEPS, VECTORS: STEPS, SCALARS: STEPS, PROBES: PROBED, HISTOGRAMS: PROBED, UPDATES: WORKED}
+NONE = {PROBES: 0, HISTOGRAMS: 0, UPDATES: 0}
+BESIDE = {"fixed": {VECTORS: 6, **NONE}, "per-batch": NONE}
 DESCRIBED = (RUN, RESULTS)
 LEFT_OUT = ("report.html", "checkpoint.pt", ".lock")
 
@@ -58,7 +59,7 @@ def _thinned(file: Path, out: Path, kept: dict[str, int]) -> None:
     elif kept[file.name]:
         frames = read_frames(file)
         # Probes lie ever further apart: the last of them are spread over the run.
-        at = _last if file.name == PROBES else _some
+        at = _last if file.name in (PROBES, HISTOGRAMS) else _some
         with Journal(out) as journal:
             chosen = at(len(frames), kept[file.name])
             journal.append([(int(frames.steps[i]), bytes(frames.payload(i))) for i in chosen])

@@ -94,7 +94,7 @@ def test_several_runs_are_judged_one_by_one(tmp_path):
     both = bn.diagnose([mine, poisoned])
     assert both.serious[0].sources == (str(poisoned),)
     assert both.serious[0].since_step == 30
-    assert f"in bn of {poisoned}, since step 30" in invoke(mine, poisoned).output
+    assert f"in bn of {poisoned}, since step 30" in " ".join(invoke(mine, poisoned).output.split())  # however it wraps
     # Two trainings are no replicas: that they differ is no fault.
     assert invoke(mine, mine).exit_code == 0
     write_run(tmp_path / "other", [layer()], [story(layer(), 60, seed=5)])

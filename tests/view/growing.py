@@ -11,6 +11,7 @@ from batchnorm.runs.journal import Journal
 from batchnorm.runs.lines import Lines
 from batchnorm.runs.schema import ALERTS, PROBES, STATS, VECTORS, LayerInfo, stats_dtype
 
+STOP = "stop"  # the name of a file beside the run that ends the training, however fast a machine is
 LAYERS = [LayerInfo(name, "BatchNorm1d", 30, 1e-5, 0.1, True, True) for name in ("first", "<b>second</b>")]
 
 
@@ -20,6 +21,8 @@ def main(path: Path, begin: int, end: int, nan: int = -1) -> None:
     stats, vectors, probes = (Journal(path / name, before) for name in (STATS, VECTORS, PROBES))
     alerts = Lines(path / ALERTS, before)
     for step in range(begin, end):
+        if path.with_name(STOP).exists():
+            break
         draw = np.random.default_rng(step)
         record = np.zeros((), stats_dtype(LAYERS))
         record["count"], record["forwards"], record["stats"] = 60, 1, 1 + step / 1000
@@ -35,7 +38,7 @@ def main(path: Path, begin: int, end: int, nan: int = -1) -> None:
         time.sleep(0.05)
     for file in (stats, vectors, probes, alerts):
         file.close()
-    end_folder(path, "finished", {"steps": end})
+    end_folder(path, "finished", {"steps": step})
     lock.release()
 
 

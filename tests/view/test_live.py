@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from reading import check_table
+from view.growing import STOP
 
 from batchnorm.runs import open_run
 
@@ -103,7 +104,7 @@ def test_a_training_watched_from_before_its_beginning_to_its_end(programs, visit
     _, url = programs.serve(path)
     page = visit(url)
     assert "Nothing is recorded" in page.inner_text("#live")
-    training = programs.train(path, 0, 160, 20)
+    training = programs.train(path, 0, 100_000, 20)
     there(page, f"globalThis.batchnorm && {LAST} > 8 && document.querySelectorAll('#panels svg.marks').length === 2")
     # The reader is taken along at the end, until they look back.
     there(page, "batchnorm.state.at === batchnorm.run.steps.length - 1")
@@ -124,12 +125,14 @@ def test_a_training_watched_from_before_its_beginning_to_its_end(programs, visit
     assert page.evaluate("batchnorm.run.layers[1].channels[batchnorm.state.place]") == channel
     # The chart has the new steps, too.
     there(page, f"batchnorm.views.get('learned').data('trace').length === batchnorm.run.steps.length && {LAST} > 120")
+    (tmp_path / STOP).touch()
     there(page, "document.querySelector('#live').textContent.includes('has finished')")
     assert training.wait() == 0
-    there(page, f"{LAST} === 159")
     run = open_run(path)
+    last = int(run.steps[-1])
+    there(page, f"{LAST} === {last}")
     check_table(page, run)
-    assert page.inner_text("#where") == "7 of 159"
+    assert page.inner_text("#where") == f"7 of {last}"
     assert "finished" in page.inner_text("#run")
     assert page.is_hidden("#hearing")
 

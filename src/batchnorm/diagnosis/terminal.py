@@ -19,8 +19,8 @@ STYLES = {"serious": "bold red", "warning": "yellow", "note": ""}
 COLUMNS = 110
 
 
-def show(findings: Findings, to: Console | None = None) -> None:
-    """Print them, and what was judged."""
+def show(findings: Findings, to: Console | None = None, wraps_code: bool = True) -> None:
+    """Print them, and what was judged; `wraps_code`: a comment that is too long goes on in lines below its code."""
     to = to or console()
     say(to, text(counted(findings), "bold"))
     for finding in findings:
@@ -28,9 +28,11 @@ def show(findings: Findings, to: Console | None = None) -> None:
         say(to, rule + text(", ".join(filter(None, [f" in {where(finding)}", since(finding)]))))
         say(to, text(finding.evidence), "  ")
         first, *more = finding.remedy.splitlines()
-        _code(to, first, "  → ")
-        for line in more:
-            _code(to, line, "    ")
+        for line, indent in ((first, "  → "), *((line, "    ") for line in more)):
+            if wraps_code:
+                _code(to, line, indent)
+            else:
+                to.print(text(indent + line, MUTED), soft_wrap=True)
     for line in findings.judged.lines():
         say(to, text(line, MUTED))
 
@@ -50,7 +52,7 @@ def _code(to: Console, line: str, indent: str) -> None:
 def to_text(findings: Findings) -> str:
     """The same as plain text."""
     to = Console(file=io.StringIO(), width=COLUMNS, color_system=None)
-    show(findings, to)
+    show(findings, to, wraps_code=False)
     return "\n".join(line.rstrip() for line in to.file.getvalue().splitlines())  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -148,8 +148,10 @@ def two_clusters(points: Array) -> tuple[np.ndarray, float]:
     Returns:
         Which points lie below the cut, (B,) bool, and the share of the variance along it that is between the two parts.
     """
-    _, _, axes = np.linalg.svd(points, full_matrices=False)
-    along = points @ axes[0]
+    if len(points) <= points.shape[1]:  # the smaller of the two squares has the same first component, and is soon found
+        along = np.linalg.eigh(points @ points.T)[1][:, -1]
+    else:
+        along = points @ np.linalg.eigh(points.T @ points)[1][:, -1]
     order = np.argsort(along)
     ordered = along[order] - along.mean()
     total = float((ordered**2).sum())
