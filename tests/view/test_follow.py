@@ -10,12 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from synthetic import layer, story, write_run
 
 from batchnorm.runs import open_run
 from batchnorm.view import follow as follow_module
 from batchnorm.view.follow import follow
+
+pytestmark = pytest.mark.processes
 
 GROWING = Path(__file__).with_name("growing.py")
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from reading import check_table
 from view.growing import STOP
 
 from batchnorm.runs import open_run
+
+pytestmark = pytest.mark.processes
 
 GROWING = Path(__file__).with_name("growing.py")
 TOKEN = "a-token-for-the-tests_0123456789"
@@ -72,7 +75,7 @@ def visit(browser: Any) -> Iterator[Callable[[str], Any]]:
         page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("console", lambda said: "net::ERR_" in said.text or problems.append(f"console: {said.text}"))
         page.on("request", lambda request: request.url.startswith(url) or problems.append(f"request: {request.url}"))
-        page.goto(url)
+        page.goto(url, timeout=120_000)  # milliseconds; the first page waits for Vega to be bundled
         return page
 
     yield visit
@@ -83,7 +86,7 @@ def visit(browser: Any) -> Iterator[Callable[[str], Any]]:
 
 def there(page: Any, condition: str) -> None:
     """Wait for a condition, over reloads of the page too."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while time.monotonic() < end:
         try:
             if page.evaluate(f"Boolean({condition})"):
@@ -117,11 +120,12 @@ def test_a_training_watched_from_before_its_beginning_to_its_end(programs, visit
     page.select_option("#channel", "1")
     channel = page.evaluate("batchnorm.run.layers[1].channels[1]")
     page.evaluate("batchnorm.go(7)")
-    seen = page.evaluate(LAST)
+    wanted, seen = page.evaluate(f"[batchnorm.run.steps[batchnorm.state.at], {LAST}]")
     # The run becomes twice as long, so that other channels are chosen: the reader's own stays.
     there(page, f"{LAST} > {2 * seen}")
-    state = page.evaluate("batchnorm.state")
-    assert (state["layer"], page.evaluate("batchnorm.run.steps[batchnorm.state.at]")) == (1, 7)
+    layer, step, shown = page.evaluate("(({state, run}) => [state.layer, run.steps[state.at], run.steps])(batchnorm)")
+    # The page of a long run shows some of its steps: the reader's own, or the nearest to it.
+    assert (layer, abs(step - wanted)) == (1, min(abs(each - wanted) for each in shown))
     assert page.evaluate("batchnorm.run.layers[1].channels[batchnorm.state.place]") == channel
     # The chart has the new steps, too.
     there(page, f"batchnorm.views.get('learned').data('trace').length === batchnorm.run.steps.length && {LAST} > 120")
@@ -132,7 +136,7 @@ def test_a_training_watched_from_before_its_beginning_to_its_end(programs, visit
     last = int(run.steps[-1])
     there(page, f"{LAST} === {last}")
     check_table(page, run)
-    assert page.inner_text("#where") == f"7 of {last}"
+    assert page.inner_text("#where").endswith(f" of {last:,}")
     assert "finished" in page.inner_text("#run")
     assert page.is_hidden("#hearing")
 
@@ -288,7 +292,8 @@ def test_many_pages_cost_one(run_path):
         assert len(set(answers)) == 1
         return len(made)
 
-    assert asyncio.run(ask_at_once()) == 1
+    with ThreadPoolExecutor(1) as thread:  # this one may run the browser's loop
+        assert thread.submit(lambda: asyncio.run(ask_at_once())).result() == 1
 
 
 @pytest.mark.parametrize(
