@@ -2,6 +2,7 @@
 # make quick: the tests that need no browser, no processes and no compiling; a minute.
 # make fuzz: spoiled runs, checkpoints and data files for an hour; the suite has half a minute of it.
 # make sample: train, in minutes, what `batchnorm report --sample` shows.
+# make docs: the documentation's site, in site/. It asks the network for nothing once the environment is installed.
 # make check: format, lint, types, who imports whom, workflows.   make bench: measure.
 # make wheel: the wheels of this platform, compiled and pure, audited, and tried with torch 2.10 and a new one (gigabytes).
 # make sanitize: the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer; compiling takes long.
@@ -19,7 +20,7 @@ PYTHON ?= python3
 INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo sample test quick check fuzz bench gpu zoo wheel sanitize clang arm compat triton clean
+.PHONY: demo sample docs test quick check fuzz bench gpu zoo wheel sanitize clang arm compat triton clean
 
 demo: $(VENV)/.demo
 	$(BIN)/batchnorm train
@@ -27,6 +28,10 @@ demo: $(VENV)/.demo
 
 sample: $(VENV)/.demo
 	$(BIN)/python benchmarks/sample.py
+
+# Strict: a broken link, a missing anchor or a warning of the docstrings' parser fails.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir site
 
 # The page is tested in a browser: Chromium or Chrome on the path, or Playwright's. Without one these tests are skipped,
 # and say so; with BATCHNORM_REQUIRE_BROWSER=1 they fail.
@@ -112,7 +117,13 @@ $(VENV)/.demo: $(VENV)/.torch $(INSTALLED_BY)
 $(VENV)/.dev: $(VENV)/.torch $(INSTALLED_BY)
 	@echo 'compiling the operators, a minute or two, and installing what the tests need'
 	$(PIP) --no-build-isolation --editable '.[dev]'
-	touch $@ $(VENV)/.demo
+	touch $@ $(VENV)/.demo $(VENV)/.docs
+
+# Nothing on the site runs the operators, so none are compiled for it.
+$(VENV)/.docs: $(VENV)/.torch $(INSTALLED_BY)
+	@echo 'installing what the documentation needs'
+	BATCHNORM_PURE=1 $(PIP) --no-build-isolation --editable '.[docs]'
+	touch $@
 
 # In a copy of the package, so that what is installed stays as it is.
 # Leaks are Python's own, and torch frees with one library what it allocated with another.
@@ -172,4 +183,4 @@ compat: $(VENV)/.dev
 	$(OTHER)/bin/python -m pytest tests
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info src/batchnorm/_C*.so
+	rm -rf $(VENV) build dist site src/*.egg-info src/batchnorm/_C*.so

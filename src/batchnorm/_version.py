@@ -1,3 +1,3 @@
 """The version, once: pyproject.toml reads it here, and so does whatever writes it down."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

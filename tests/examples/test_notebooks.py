@@ -13,6 +13,8 @@ NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 # What nbconvert's own template would load from the network: MathJax, and two scripts that widgets need.
 OFFLINE = {"mathjax_url": "", "require_js_url": "", "jquery_url": ""}
 
+pytestmark = [pytest.mark.processes, pytest.mark.slow]  # a notebook has a kernel
+
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
 def executed(request, tmp_path_factory):

@@ -104,6 +104,7 @@ def test_report_without_torch(run_path, tmp_path):
     assert png.read_bytes().startswith(b"\x89PNG\r\n")
 
 
+@pytest.mark.processes
 def test_report_of_several_runs_without_torch(run_path, experiment_path, tmp_path):
     out = tmp_path / "page.html"
     status, stdout, stderr, _ = run("report", run_path, experiment_path, "--out", out)
@@ -111,6 +112,7 @@ def test_report_of_several_runs_without_torch(run_path, experiment_path, tmp_pat
     assert "2 trainings side by side" in out.read_text(encoding="utf-8")
 
 
+@pytest.mark.processes
 def test_markdown_without_torch(run_path, tmp_path):
     status, stdout, stderr, seconds = run("report", run_path, "--format", "markdown")
     assert (status, stderr) == (0, "")
