@@ -3,7 +3,7 @@
     python benchmarks/record.py [--pairs 15] [--threads 1]
 
 prints a table and writes it to benchmarks/results/record.md. Blocks of watched and of unwatched steps alternate, so
-that whatever else the machine does falls on both. The overhead is the median, over the pairs of neighbouring blocks, of
+that whatever else the machine does falls on both. The overhead is the median, over the pairs of neighboring blocks, of
 the ratio of their median steps. Beside it stands what a busy machine disturbs less: the time that the training thread
 spends in the recorder's hooks, the CPU time of the writer's thread, and the share of both together in a step.
 """

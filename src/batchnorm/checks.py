@@ -149,7 +149,7 @@ def lonely_values(x: Tensor, layer: str | None = None, virtual_batch: int = 0) -
     return LonelyValues(
         f"{where}Expected more than 1 value per channel when training, got input size {x.size()}{cut}: one value is "
         f"its own mean, so every output would be the bias. Use a larger {larger}, drop_last=True in the DataLoader for "
-        'a last batch of one, singleton="running" to normalise it with the running statistics, or eval mode for this '
+        'a last batch of one, singleton="running" to normalize it with the running statistics, or eval mode for this '
         "layer"
     )
 

@@ -33,7 +33,7 @@ def batch_norm(
     virtual_batch_size: int | None = None,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Normalise each channel of the input, then scale, shift, add and activate, in one operation.
+    """Normalize each channel of the input, then scale, shift, add and activate, in one operation.
 
         y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual)
 
@@ -57,7 +57,7 @@ def batch_norm(
             torch.nn module of it.
         mask: bool, broadcastable to x without its channels, (N, *): True counts. What is False takes no part in the
             statistics, is 0 in y and has no gradient.
-        virtual_batch_size: in training, measure and normalise so many items of the batch at a time ("ghost batches"),
+        virtual_batch_size: in training, measure and normalize so many items of the batch at a time ("ghost batches"),
             the last ones together if fewer; a last one that has one value alone joins the virtual batch before it. The
             running statistics move once, by the union's.
         process_group: in training, measure over the batches of all its ranks, which must all make this call; they may

@@ -1,4 +1,4 @@
-"""Mixins: behaviour put in front of the class of a layer that is already there, and taken away again."""
+"""Mixins: behavior put in front of the class of a layer that is already there, and taken away again."""
 
 from __future__ import annotations
 

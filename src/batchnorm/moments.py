@@ -75,10 +75,10 @@ class Moments:
             count = mask.sum()
         divisor = count.clamp(min=1)
         mean = values.sum(over) / divisor
-        centred = values - mean.view(per_channel(x))
+        centered = values - mean.view(per_channel(x))
         if mask is not None:
-            centred = torch.where(mask, centred, 0.0)
-        return cls(count, mean, centred.square().sum(over))
+            centered = torch.where(mask, centered, 0.0)
+        return cls(count, mean, centered.square().sum(over))
 
     def merge(self, *others: Moments) -> Moments:
         """Moments of the union of this set of samples and the others, merged in the order given.
@@ -124,7 +124,7 @@ class Moments:
         """Variance of each channel, (C,) float64; NaN where there are too few values to have one.
 
         Args:
-            unbiased: divide by count - 1 (what a running variance tracks) instead of count (what normalises a batch).
+            unbiased: divide by count - 1 (what a running variance tracks) instead of count (what normalizes a batch).
         """
         divisor = self.count - 1 if unbiased else self.count
         return torch.where(divisor > 0, self.m2 / divisor, torch.nan)

@@ -69,7 +69,7 @@ def normalize_batch(
     """`batch_norm`, and the statistics it measured, for `moments_of`: None where it measured nothing.
 
     Args:
-        operands, settings: what to normalise, and how.
+        operands, settings: what to normalize, and how.
         running: read in eval and by renorm, moved in training.
         tracking: None leaves the running statistics alone.
         ranks: measure over all these ranks' batches.
@@ -214,7 +214,7 @@ def _measured(
 
 
 def track(running: Running, moments: Moments, tracking: Tracking) -> Tensor:
-    """Move the running statistics, in place, towards moments that were measured before; returns their statistics."""
+    """Move the running statistics, in place, toward moments that were measured before; returns their statistics."""
     statistics = plain.statistics_of(moments.count, moments.mean, moments.m2)
     _follow(running, _followed(statistics, tracking), tracking)
     return statistics

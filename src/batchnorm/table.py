@@ -51,7 +51,7 @@ class Table:
 def to_html(headline: str, columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[str] = ()) -> str:
     """Return a sentence and a table in HTML. All of it is escaped: what is passed is text.
 
-    It has no colours of its own, so it looks right on any ground, light or dark.
+    It has no colors of its own, so it looks right on any ground, light or dark.
 
     Args:
         headline: the sentence; a new line in it is kept. Empty: none.
@@ -63,7 +63,7 @@ def to_html(headline: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
         >>> to_html("One layer", ["layer"], [["<b>"]])[:52]
         '<p style="white-space:pre-line">One layer</p><table>'
     """
-    # Notebooks set all cells to the right, and give every table their own colours.
+    # Notebooks set all cells to the right, and give every table their own colors.
     styles = [f"text-align:{'right' if name in numbers else 'left'};white-space:pre-wrap" for name in columns]
 
     def row(tag: str, cells: Sequence[str]) -> str:

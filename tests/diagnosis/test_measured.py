@@ -145,7 +145,7 @@ def test_a_batch_of_one():
 
 
 def test_compare_modes_with_a_last_batch_of_one():
-    """In train mode the last one is normalised by all that was seen: here the mean and variance of all the data."""
+    """In train mode the last one is normalized by all that was seen: here the mean and variance of all the data."""
     batches = data(batches=2)
     model, (x, y) = trained(batches), (torch.cat(each) for each in zip(*batches, strict=True))
     x, y = x[:33], y[:33]

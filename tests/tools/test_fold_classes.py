@@ -1,4 +1,4 @@
-"""fold() of batch norms and neighbours of other classes than torch.nn's, and of models that copy oddly."""
+"""fold() of batch norms and neighbors of other classes than torch.nn's, and of models that copy oddly."""
 
 import copy
 

@@ -111,7 +111,7 @@ def test_the_axis_beside_a_linear_is_seen_on_example_inputs():
     model[1].running_mean.normal_()
     x = torch.randn(2, 4, 4)  # the norm's channels are in dimension 1, the linear's in dimension 2
     folded = bn.fold(model, x)
-    assert "normalises the 4 channels of dimension 1" in folded.folding.refused["1"]
+    assert "normalizes the 4 channels of dimension 1" in folded.folding.refused["1"]
     assert torch.equal(folded(x), model(x))
     last = nn.Sequential(nn.Linear(4, 4), bn.BatchNorm1d(4, channel_dim=-1), nn.Linear(4, 2)).eval()
     last[1].running_mean.normal_()

@@ -47,7 +47,7 @@ def diagnose(
     - a checkpoint (a .safetensors file, or one of tensors that torch.save wrote) or a state_dict: values. No code of
       the model is needed, and nothing is unpickled.
     - a run, a folder that `watch` wrote or what `open_run` returned: what happened in training. torch is not imported.
-    - a model: values, settings, modes, neighbours. It is not run.
+    - a model: values, settings, modes, neighbors. It is not run.
     - a model and batches: what they measure. The model is run in train mode, dropout off, and is afterwards as it was,
       also if it raises: buffers, modes, gradients, random state.
     - a list of any of these: each of them and, where they are ranks of one training, whether they agree.

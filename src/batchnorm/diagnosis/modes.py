@@ -26,7 +26,7 @@ class Comparison(Table):
     Printed, and in a notebook, a table.
 
     Attributes:
-        train_loss: batch-norm layers normalise with each batch, as in training; everything else as in eval, so that
+        train_loss: batch-norm layers normalize with each batch, as in training; everything else as in eval, so that
             dropout does not blur the comparison.
         eval_loss: in eval mode, as the model is.
         recalibrated_loss: in eval mode after `recalibrate` on the same batches.
@@ -76,7 +76,7 @@ def compare_modes(
     The model is afterwards as it was, also if anything raises.
 
     Args:
-        model: torch.nn's batch-norm layers or ours; frozen layers normalise with their running statistics throughout.
+        model: torch.nn's batch-norm layers or ours; frozen layers normalize with their running statistics throughout.
         batches: of (input, ..., target), or anything that `loss` and `call` understand; gone over three times.
         loss: `loss(output, target)`, the mean over the batch; the target is the last entry of a tuple, else the batch.
         call: `call(model, batch)`, as in `recalibrate`.

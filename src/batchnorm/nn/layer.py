@@ -100,7 +100,7 @@ class BatchNormLayer(Irreplaceable, nn.modules.batchnorm._BatchNorm):
         settings = Settings(self.eps, act, size)
         running = Running(self.running_mean, self.running_var)
 
-        # Without running statistics there is nothing but the batch to normalise with, in eval too.
+        # Without running statistics there is nothing but the batch to normalize with, in eval too.
         measures = self.training or (running.mean is None and running.var is None)
         again = self.training and recomputing()  # the batch was tracked the first time
         if again and options.renorm is not None:

@@ -1,4 +1,4 @@
-"""Batch renormalization: how far a batch's normalisation may be from that by the running statistics."""
+"""Batch renormalization: how far a batch's normalization may be from that by the running statistics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Renorm:
         d = clip((mean - mean_running) / sigma_running, -d_max, d_max)
 
     r and d are held constant in backward. With r_max = 1 and d_max = 0 it is batch normalization; without limits,
-    training normalises as eval does.
+    training normalizes as eval does.
 
     Args:
         r_max: the largest ratio, at least 1.

@@ -20,7 +20,7 @@ Model = TypeVar("Model", bound=nn.Module)
 class SyncBatchNorm(OptionsByName):
     """Batch normalization of (N, C, *) over the batches of all ranks: a drop-in for torch.nn.SyncBatchNorm.
 
-    In training every rank normalises with the mean and variance of all ranks' samples, and gradients flow through them
+    In training every rank normalizes with the mean and variance of all ranks' samples, and gradients flow through them
     across ranks: together they compute what one process would on the joined batch. The counts are the true ones, so
     ranks may have batches of different sizes, masks, or empty batches. One collective in forward, one in backward, on
     any backend: on the CPU too. In eval, alone, or without a process group it is a plain layer.

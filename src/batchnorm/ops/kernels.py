@@ -100,7 +100,7 @@ def track(
     unbiased: bool = True,
     skip_nonfinite: bool = False,
 ) -> None:
-    """Nudge the running statistics towards the measured ones, in place: see `plain.track`."""
+    """Nudge the running statistics toward the measured ones, in place: see `plain.track`."""
     if not torch.compiler.is_compiling():  # which sees itself that they are written
         torch._C._increment_version((running_mean, running_var))
     _operators.update_running_.default(running_mean, running_var, statistics, float(momentum), unbiased, skip_nonfinite)

@@ -71,10 +71,10 @@ def measure(x: Tensor, mask: Tensor | None, size: int = 0) -> Tensor:
         values, present = torch.where(mask, x, 0.0), mask
     count = _sum(present, x, size)
     mean = _sum(values, x, size) / count.clamp(min=1)
-    centred = _centre(values, mean, size)
+    centered = _center(values, mean, size)
     if mask is not None:
-        centred = torch.where(mask, centred, 0.0)
-    return statistics_of(count, mean, _sum(centred.square(), x, size))
+        centered = torch.where(mask, centered, 0.0)
+    return statistics_of(count, mean, _sum(centered.square(), x, size))
 
 
 def normalize(operands: Operands, statistics: Tensor, settings: Settings) -> Tensor:
@@ -199,7 +199,7 @@ def _dz_and_xhat(
     if mask is not None:
         dy, y = torch.where(mask, dy, 0.0), None if y is None else torch.where(mask, y, 0.0)
     x = operands.x
-    xhat = _centre(x, measured.mean, settings.virtual_batch)
+    xhat = _center(x, measured.mean, settings.virtual_batch)
     xhat = xhat * _spread(measured.rstd(settings.eps).to(xhat.dtype), x, settings.virtual_batch)
     if y is not None:
         derivative = settings.activation.derivative_from_output(y.to(xhat.dtype))
@@ -224,7 +224,7 @@ def _cleared(operands: Operands) -> Operands:
 
 def _pre_activation(operands: Operands, measured: Statistics, settings: Settings) -> Tensor:
     x, size = operands.x, settings.virtual_batch
-    z = _centre(x, measured.mean, size)
+    z = _center(x, measured.mean, size)
     z = z * _spread(_scale(operands.weight, measured.rstd(settings.eps), z.dtype), x, size)
     if operands.bias is not None:
         z = z + _spread(operands.bias.to(z.dtype), x, size)
@@ -235,7 +235,7 @@ def _scale(weight: Tensor | None, rstd: Tensor, dtype: torch.dtype) -> Tensor:
     return (rstd if weight is None else rstd * weight.double()).to(dtype)
 
 
-def _centre(x: Tensor, mean: Tensor, size: int) -> Tensor:
+def _center(x: Tensor, mean: Tensor, size: int) -> Tensor:
     """x - mean, with a float64 mean and float32 arithmetic, exact to the last bit or so at any mean."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     high = mean.to(dtype)

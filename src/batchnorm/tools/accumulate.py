@@ -33,9 +33,9 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     For gradient accumulation: k micro-batches then move the running statistics as one batch of their union would, with
     momentum applied once, the variance that of the union (Moments merge exactly), and num_batches_tracked one more.
 
-    Normalisation is still by micro-batch: each is normalised with its own mean and variance, and has the gradients of
+    Normalization is still by micro-batch: each is normalized with its own mean and variance, and has the gradients of
     that. No pooling afterwards can make k micro-batches what one big batch would have been. A micro-batch of one value
-    a channel, which has no variance, is normalised by what the block has pooled so far, itself included, and the very
+    a channel, which has no variance, is normalized by what the block has pooled so far, itself included, and the very
     first one by the running statistics.
 
     If the block raises, nothing is tracked. A layer that did not run, or not in train mode, is left alone, as is one in

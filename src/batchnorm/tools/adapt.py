@@ -62,7 +62,7 @@ def adapt(
     - "blend": for few samples: with n of them,
       running = prior / (prior + n) * running + n / (prior + n) * measured, the mean and the variance each.
     - "entropy" (TENT): gamma and beta, and nothing else, learn to make the predictions certain: Adam on the mean
-      entropy of softmax(model output), each layer normalising with the batch; then the running statistics are measured
+      entropy of softmax(model output), each layer normalizing with the batch; then the running statistics are measured
       for eval. With the guards that later work found necessary: only predictions that are certain already, to 0.4 of
       the largest entropy, are learned from (EATA); and when the moving average (0.9) of their entropy falls below 0.029
       of the largest, which is where all inputs come out as one class, gamma and beta are put back and learning begins

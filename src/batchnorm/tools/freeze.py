@@ -17,11 +17,11 @@ def freeze(model: Model, stats: bool = True, affine: bool = False) -> Model:
 
     "Freezing batch norm" is said of three different things; here each is a choice of its own:
 
-    - stats: normalise with the running statistics and leave them as they are, in training too, also after
+    - stats: normalize with the running statistics and leave them as they are, in training too, also after
       `model.train()`, which would end what a mere `layer.eval()` does, and through `reset_running_stats()`, which
       torch.optim.swa_utils.update_bn calls on every layer. (`reset_parameters()` does set them as in a new layer.)
     - affine: gamma and beta get no gradient and stay as they are.
-    - Normalising with each batch but not tracking it is neither: see `no_update`.
+    - Normalizing with each batch but not tracking it is neither: see `no_update`.
 
     It works on torch.nn's layers (1d, 2d, 3d, sync, lazy), on ours, and on subclasses of either; other normalizations
     are left alone. A frozen layer is the same object, still an instance of its class, and says `frozen=` in its repr.

@@ -1,6 +1,6 @@
-"""A batch of one value a channel, among others that are pooled with it: it counts as any, and is normalised by them.
+"""A batch of one value a channel, among others that are pooled with it: it counts as any, and is normalized by them.
 
-One value is its own mean, and has no variance: normalised by itself it would be beta, whatever it is. What is pooled is
+One value is its own mean, and has no variance: normalized by itself it would be beta, whatever it is. What is pooled is
 well defined, however the values are cut into batches.
 """
 

@@ -15,7 +15,7 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Two parameter groups for an optimizer: what decays, and what does not.
 
-    Decay pulls a weight towards 0. The scale of a weight before batch normalization does not matter to its output, so
+    Decay pulls a weight toward 0. The scale of a weight before batch normalization does not matter to its output, so
     there decay only sets the effective learning rate; gamma and beta are the scale and shift of that output, and decay
     makes a layer's output fade. Spared are:
 

@@ -68,7 +68,7 @@ def layers_of(model: nn.Module) -> tuple[dict[str, BatchNorm], dict[str, str]]:
 
 
 class Measuring(Mixin):
-    """A layer that pools what it is given, normalises as it is told to, and tracks nothing."""
+    """A layer that pools what it is given, normalizes as it is told to, and tracks nothing."""
 
     _copied = False
     _by_batch: bool
@@ -108,7 +108,7 @@ def measuring(model: nn.Module, layers: Iterable[BatchNorm], by_batch: bool) -> 
     Args:
         model: any module.
         layers: those of the model that measure.
-        by_batch: whether these normalise with the batch, as in training, or with the running statistics.
+        by_batch: whether these normalize with the batch, as in training, or with the running statistics.
     """
     modes = [(module, vars(module).get("training", module.training)) for module in model.modules()]
     layers = list(layers)

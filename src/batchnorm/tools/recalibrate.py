@@ -39,18 +39,18 @@ def recalibrate(
     quantization, on data of another kind, or whenever running statistics are not to be trusted. Some 10^3 to 10^4
     samples are enough.
 
-    A layer is left alone, and normalises as in eval, if it is frozen (`freeze`), or in eval mode inside a model in
+    A layer is left alone, and normalizes as in eval, if it is frozen (`freeze`), or in eval mode inside a model in
     train mode, which is freezing by hand, or does not track. All other modules are in eval mode meanwhile, dropout too.
     Modes, parameters, gradients and hooks are afterwards as they were; if anything raises, running statistics are too.
 
-    What a layer is given depends on how the layers before it normalise:
+    What a layer is given depends on how the layers before it normalize:
 
     - By default as in training, each with the batch: one pass. The first layer's statistics are those of the data,
       however it is cut; those of deeper layers are what training sees with batches like these. So use batches as large
       as in training, or larger, and shuffled. A batch of one value a channel, as the last one may be, counts as any; it
-      is normalised by all that has been seen so far.
+      is normalized by all that has been seen so far.
     - With `exact`, as in eval: passes are repeated until no layer's statistics move, which takes at most as many as
-      there are layers, one after the other. Then eval normalises every layer by the statistics of exactly what it is
+      there are layers, one after the other. Then eval normalizes every layer by the statistics of exactly what it is
       given there, however the data is cut. (A layer that runs more than once in a forward may still move a little.)
 
     Several ranks' batches count as one set: each rank passes its own, any number of them. Ranks that synchronize their
@@ -66,7 +66,7 @@ def recalibrate(
         max_batches: stop after so many (on each rank).
         exact: see above.
         only: "nonfinite": set only channels whose running mean or variance is NaN, infinite or negative.
-        sync: merge over the ranks of `process_group` (None: all processes), if torch.distributed is initialised; with
+        sync: merge over the ranks of `process_group` (None: all processes), if torch.distributed is initialized; with
             False each rank has its own.
 
     Returns:

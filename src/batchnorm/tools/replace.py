@@ -32,7 +32,7 @@ def convert_to(
     trained on, and gives other outputs until then. What it has learned stays as a start: gamma and beta are the same
     parameters, which an optimizer goes on moving.
 
-    - "group": groups of neighbouring channels: as many as divide the channels, at most 32 and of at least 8 channels,
+    - "group": groups of neighboring channels: as many as divide the channels, at most 32 and of at least 8 channels,
       for with fewer accuracy suffers; or `num_groups`.
     - "layer": all channels are one group.
     - "instance": each channel is one. For (N, C) nothing would be left of the input, so 1d layers are refused.

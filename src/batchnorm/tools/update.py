@@ -19,7 +19,7 @@ from ..model.find import find_or_warn
 def no_update(model: nn.Module) -> Iterator[None]:
     """Inside the block, no batch-norm layer of the model updates its running statistics or their count.
 
-    Everything else stays as it is: in training, layers normalise with the batch they measure, and gamma and beta get
+    Everything else stays as it is: in training, layers normalize with the batch they measure, and gamma and beta get
     their gradients. It is for a forward that is not a step of its own: the second one of sharpness-aware minimization,
     a teacher in train mode, a discriminator that only passes gradients on to a generator.
 

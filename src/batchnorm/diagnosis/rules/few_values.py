@@ -40,7 +40,7 @@ class FewValues(Rule):
         if history.recent is not None:
             means, variances, _ = history.recent
             spread = variances.mean(0) + history.info.eps
-            # Neighbours in time, so that the drift of the weights is not taken for noise.
+            # Neighbors in time, so that the drift of the weights is not taken for noise.
             square = (np.diff(means, axis=0) ** 2).mean(0) / 2
             logs = _variance(np.diff(np.log(variances + history.info.eps), axis=0)) / 2
             # Two populations, or an order of the data, are no noise.
@@ -90,7 +90,7 @@ class FewValues(Rule):
             yield self.found(
                 layer.name,
                 "warning",
-                "a batch has {items:g} samples, by the statistics of which each is normalised",
+                "a batch has {items:g} samples, by the statistics of which each is normalized",
                 REMEDY,
                 confidence=0.7,
                 items=items,

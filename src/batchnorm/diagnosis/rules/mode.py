@@ -37,7 +37,7 @@ class Mode(Rule):
             yield self.found(
                 layer.name,
                 "serious",
-                "the layer is in train mode within a model in eval mode: it normalises with each batch, and every "
+                "the layer is in train mode within a model in eval mode: it normalizes with each batch, and every "
                 "batch that is evaluated moves the running statistics of its {channels} channels",
                 "model.eval()",
                 channels=layer.channels,

@@ -39,7 +39,7 @@ class Untracked(Rule):
             layer.name,
             "serious",
             f"the running statistics of {{channels}} channels are 0 and 1 as in a new layer, but {shown}: in eval "
-            "nothing is normalised",
+            "nothing is normalized",
             RECALIBRATE,
             confidence=confidence,
             channels=layer.channels,

@@ -13,7 +13,7 @@ from torch import nn
 from ...model.find import Found, bare, classes_of, find
 from ...model.run import copied
 from .calls import Calls
-from .neighbours import Stays, check, neighbour
+from .neighbors import Stays, check, neighbor
 from .verify import ranks_seen, verified
 from .weights import folded_into
 
@@ -113,7 +113,7 @@ def fold_in_place(model: nn.Module, ranks: Mapping[str, set[int]]) -> Folding:
         layer, name, reasons = found.layer, found.name, []
         for before in (True, False):
             try:
-                other = neighbour(found, calls, before)
+                other = neighbor(found, calls, before)
                 check(found, other, calls, owners, before, ranks.get(name) or [_usual_rank(layer)])
                 weight, bias = folded_into(found, other, before)
                 if not (weight.isfinite().all() and bias.isfinite().all()):

@@ -133,7 +133,7 @@ def _otherwise(layer: BatchNorm, x: Tensor) -> Iterator[tuple[str, dict[str, Any
             yield f"channel_dim={dim}", {"channel_dim": dim}
     if layer.weight is not None and layer.bias is not None:
         yield "gamma and beta exchanged", {"weight": layer.bias, "bias": layer.weight}
-    yield "train mode (the original normalises with the batch)", {"running_mean": None, "running_var": None}
+    yield "train mode (the original normalizes with the batch)", {"running_mean": None, "running_var": None}
 
 
 @torch.no_grad()
@@ -168,13 +168,13 @@ def _tolerance(layer: BatchNorm, expected: Batches, given: Batches) -> float:
     if layer.weight is not None:
         gain = gain * layer.weight.abs().double()
     scale = max(map(_largest, expected)) + _largest(gain) * max(map(_largest, given))
-    cancelled = 0.0
+    canceled = 0.0
     for batch in given[:-1]:
         dim = option(layer, "channel_dim", 1) % batch.dim()
         var, mean = torch.var_mean(batch.double(), [d for d in range(batch.dim()) if d != dim], correction=0)
-        cancelled = max(cancelled, _largest(mean.square() / (var + layer.eps)))
+        canceled = max(canceled, _largest(mean.square() / (var + layer.eps)))
     steps = min(len(given) - 1, 1 / layer.momentum if layer.momentum else 0)
-    return 8 * eps * (scale * (1 + math.sqrt(steps)) + cancelled * max(map(_largest, expected)))
+    return 8 * eps * (scale * (1 + math.sqrt(steps)) + canceled * max(map(_largest, expected)))
 
 
 def _largest(tensor: Tensor) -> float:

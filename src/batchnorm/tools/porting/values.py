@@ -29,7 +29,7 @@ class Values:
         gamma, beta, mean, var: (C,); gamma and beta may be None.
         axis: where the channels are.
         decay: of the running statistics, 1 - PyTorch's momentum.
-        trainable: False for a layer that always normalises with its running statistics and learns nothing.
+        trainable: False for a layer that always normalizes with its running statistics and learns nothing.
     """
 
     gamma: Any

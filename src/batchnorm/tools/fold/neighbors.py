@@ -19,7 +19,7 @@ class Stays(Exception):
     """Why a layer cannot be folded."""
 
 
-def neighbour(found: Found, calls: Calls, before: bool) -> nn.Module:
+def neighbor(found: Found, calls: Calls, before: bool) -> nn.Module:
     """The layer before it that feeds this one and nothing else, or the one after it that nothing else feeds.
 
     Raises:
@@ -31,9 +31,9 @@ def neighbour(found: Found, calls: Calls, before: bool) -> nn.Module:
     if is_lazy(layer):
         raise Stays("it is lazy and has not seen an input yet")
     if layer.training and found.adapter.learns:
-        raise Stays("it is in train mode, where it normalises with each batch: call eval(), or freeze it")
+        raise Stays("it is in train mode, where it normalizes with each batch: call eval(), or freeze it")
     if not found.adapter.tracks(layer):
-        raise Stays("it has no running statistics, so it normalises with each batch in eval mode too")
+        raise Stays("it has no running statistics, so it normalizes with each batch in eval mode too")
     if layer in calls.unknown:
         raise Stays(f"its calls cannot be known: {calls.unknown[layer]}")
     if not calls.of[layer]:
@@ -57,7 +57,7 @@ def neighbour(found: Found, calls: Calls, before: bool) -> nn.Module:
 def check(
     found: Found, other: Any, calls: Calls, owners: Mapping[int, int], before: bool, ranks: Iterable[int]
 ) -> None:
-    """Raise `Stays` where the two are neighbours, but folding would not be exact, or be noticed elsewhere.
+    """Raise `Stays` where the two are neighbors, but folding would not be exact, or be noticed elsewhere.
 
     Args:
         owners: how many modules have a parameter, by its id.
@@ -87,6 +87,6 @@ def check(
     channels = found.adapter.channels(layer)
     if channels != sizes[before] or any(dim % rank != (rank - 1 if linear else 1) for rank in ranks):
         raise Stays(
-            f"it normalises the {channels} channels of dimension {dim}; the layer beside it has "
+            f"it normalizes the {channels} channels of dimension {dim}; the layer beside it has "
             f"{sizes[before]} in dimension {-1 if linear else 1}"
         )
