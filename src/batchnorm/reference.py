@@ -1,6 +1,6 @@
-"""Batch normalization by its definition, forward and backward, in float64: the oracle the rest is tested against.
+"""Batch normalization by its definition, forward and backward, in float64: the oracle for all tests.
 
-Nothing here is fast and nothing is clever. Each line is a formula of docs/mathematics.md, which derives it.
+Nothing here is optimized. Each line is a formula of docs/mathematics.md, which derives it.
 """
 
 from __future__ import annotations
