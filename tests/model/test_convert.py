@@ -287,7 +287,7 @@ def test_an_option_that_one_layer_cannot_have_raises_and_changes_nothing(options
 def test_reverting_undoes_what_convert_set_but_refuses_what_was_built():
     layer = bn.BatchNorm1d(3, nonfinite="skip")
     for nonfinite in ("propagate", "raise"):
-        with pytest.raises(ValueError, match="it is built with nonfinite=skip, which"):
+        with pytest.raises(ValueError, match="it was built with nonfinite=skip, which"):
             bn.revert(bn.convert(layer, nonfinite=nonfinite))
         assert layer.nonfinite == nonfinite
 

@@ -117,7 +117,7 @@ def test_each_option_shows_in_repr_and_revert_refuses_to_drop_it(option):
     (name, value), layer = *option.items(), bn.BatchNorm1d(3, **option)
     assert f", {name}={value}" in repr(layer)
     model = nn.Sequential(bn.BatchNorm1d(3), layer)
-    with pytest.raises(ValueError, match=f"cannot revert 1: it is built with {name}="):
+    with pytest.raises(ValueError, match=f"cannot revert 1: it was built with {name}="):
         bn.revert(model)
     assert type(model[0]) is bn.BatchNorm1d
     assert bn.convert(model)[1] is layer

@@ -206,7 +206,7 @@ def test_virtual_batches_of_one_value_are_named():
 @pytest.mark.parametrize(
     ("residual", "error", "message"),
     [
-        (torch.zeros(3, 4, 4), RuntimeError, r"residual must be of the input's shape, \(2, 4, 4\).*got \(3, 4, 4\)"),
+        (torch.zeros(3, 4, 4), RuntimeError, r"residual must have the input's shape, \(2, 4, 4\).*got \(3, 4, 4\)"),
         (1.0, TypeError, "residual must be a tensor.*got float"),
     ],
 )

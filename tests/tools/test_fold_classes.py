@@ -176,7 +176,7 @@ def test_each_module_of_the_copy_has_its_mode():
 
 
 def test_a_copy_that_is_another_model_is_refused():
-    with pytest.raises(ValueError, match="a deep copy of Forgetful is another model"):
+    with pytest.raises(ValueError, match="a deep copy of Forgetful differs"):
         bn.fold(trained(Forgetful()))
 
 

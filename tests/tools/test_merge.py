@@ -97,7 +97,7 @@ def test_dtypes_and_other_layers_that_track():
     model = nn.Sequential(nn.BatchNorm1d(3).to(torch.bfloat16), nn.InstanceNorm1d(3, track_running_stats=True))
     merged = bn.merge_statistics([model, model, nn.Sequential(*copy.deepcopy(model))])
     assert {n: v.dtype for n, v in merged.items()} == {n: b.dtype for n, b in model.named_buffers()}
-    with pytest.warns(UserWarning, match="no statistics to merge"):
+    with pytest.warns(UserWarning, match="nothing to merge"):
         assert bn.merge_statistics([nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(2, 2)]) == {}
 
 

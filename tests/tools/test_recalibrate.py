@@ -300,7 +300,7 @@ def test_if_anything_raises_all_is_as_it_was(cls, exact, wrong):
     if wrong.isnan().any():
         with pytest.raises(RuntimeError, match=r"1 measured NaN or infinite values in 4 of 4 .* as they were"):
             bn.recalibrate(model, [wrong], exact=exact)
-    with pytest.raises(RuntimeError, match="one value a channel"):
+    with pytest.raises(RuntimeError, match="only one value per channel"):
         bn.recalibrate(model, [torch.randn(1, 4)], exact=True)
     assert_same(model, kept)
 

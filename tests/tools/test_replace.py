@@ -47,7 +47,7 @@ def test_it_is_group_normalization_with_the_same_gamma_and_beta(cls, shape, to, 
     layer = learned(cls(16, eps=1e-3), shape)
     weight, bias, x = layer.weight, layer.bias, torch.randn(shape) * 3 + 2
     if to == "instance" and isinstance(layer, nn.BatchNorm1d):
-        with pytest.raises(ValueError, match="leaves nothing but beta"):
+        with pytest.raises(ValueError, match="gives nothing but beta"):
             bn.convert_to(layer, to)
         return
     assert bn.convert_to(layer, to) is layer
