@@ -171,7 +171,7 @@ def left():
         "Overrides .*: overrides forward without calling super": Overrides(3),
         "LazyBatchNorm2d .*: lazy": lazy,
         "BatchNorm2d .*: parametrized": parametrized(),
-        "BatchNorm2d .*: has a forward of its own": own_forward,
+        "BatchNorm2d .*: its forward was replaced": own_forward,
     }
 
 

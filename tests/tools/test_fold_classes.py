@@ -246,5 +246,5 @@ def test_a_forward_without_float64_is_judged_by_half_the_digits_it_has(monkeypat
         return nn.Parameter(weight * 1.001), nn.Parameter(bias * 1.001)
 
     monkeypatch.setattr(folding, "folded_into", wrong)
-    with pytest.raises(RuntimeError, match=r"of which rounding explains 0\.000345"):
+    with pytest.raises(RuntimeError, match=r"rounding explains 0\.000345"):
         bn.fold(model, x)

@@ -105,7 +105,7 @@ def test_what_cannot_be_merged():
     layer, other = nn.BatchNorm1d(3), nn.BatchNorm1d(4)
     for models, options, said in (
         ([], {}, "at least one model"),
-        ([layer, other], {}, r"running_mean is not of one shape in all models: \[\(3,\), \(4,\)\]"),
+        ([layer, other], {}, r"running_mean must have one shape in all models, but got \[\(3,\), \(4,\)\]"),
         ([layer, nn.Linear(3, 3)], {}, "running_mean are not in all"),
         ([nn.Sequential(layer), nn.Sequential(layer, other)], {}, "1.running_mean are not in all"),
         ([layer.state_dict(), {"running_mean": torch.zeros(3)}], {}, "running_var is not of one shape"),
@@ -221,7 +221,11 @@ def test_arrays_without_names_say_how_to_name_them():
 def test_what_cannot_be_averaged():
     for models, options, said in (
         ([nn.Linear(2, 2), nn.Linear(2, 2, bias=False)], {}, "bias are not in all"),
-        ([nn.Linear(2, 2), nn.Linear(3, 2)], {}, r"weight is not of one shape in all models: \[\(2, 2\), \(2, 3\)\]"),
+        (
+            [nn.Linear(2, 2), nn.Linear(3, 2)],
+            {},
+            r"weight must have one shape in all models, but got \[\(2, 2\), \(2, 3\)\]",
+        ),
         ([nn.Linear(2, 2)], {"weights": [torch.nan]}, "not negative"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -152,7 +152,7 @@ class Mine(nn.BatchNorm2d):
     ("other", "options", "said"),
     [
         (Mine(16), {"to": "group"}, "cannot convert 1: Mine is a subclass"),
-        (bn.BatchNorm2d(16, activation="relu"), {"to": "layer"}, "activation fused"),
+        (bn.BatchNorm2d(16, activation="relu"), {"to": "layer"}, "fused activation"),
         (bn.BatchNorm1d(16, channel_dim=-1), {"to": "group"}, "in dimension -1"),
         (bn.freeze(nn.BatchNorm2d(16)), {"to": "instance"}, "is frozen"),
         (nn.LazyBatchNorm2d(), {"to": "group"}, "not seen an input"),

@@ -191,8 +191,8 @@ def _check_names(options: Any) -> None:
     known = SharedOptions.__annotations__
     if options.keys() - known:
         raise TypeError(
-            f"convert() sets {', '.join(known)} on all layers, but got {', '.join(sorted(options.keys() - known))}; set "
-            "such an option on a single layer"
+            f"convert() sets {', '.join(known)} on all layers; got {', '.join(sorted(options.keys() - known))}: set "
+            "such an option on one layer"
         )
 
 

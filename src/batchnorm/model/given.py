@@ -74,7 +74,7 @@ class HandedOver:
         return moments
 
     def is_due(self, layer: nn.Module) -> bool:
-        """Whether a layer reports all that it measures in an eager call: then no report means that it measured nothing."""
+        """Whether a layer reports all it measures in an eager call, so that no report means nothing was measured."""
         return _is_ours(layer) and not under_transform()
 
 

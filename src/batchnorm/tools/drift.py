@@ -40,7 +40,7 @@ class Drift:
     log_variance: Tensor | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """What json can write: median and largest absolute value over the channels where it is finite; None if there are none."""
+        """What JSON can write: median and largest absolute value over the finite channels; None if there are none."""
         said: dict[str, Any] = {
             name: getattr(self, name) for name in ("layer", "state", "channels", "written", "values", "nonfinite")
         }
