@@ -140,7 +140,7 @@ def test_what_of_a_config_cannot_be_taken_over_is_said():
         ({"eps": 1e-5}, "ignored: eps"),
         (
             {"gamma_regularizer": {"class_name": "L2"}, "beta_constraint": None},
-            "not the layer's .*: gamma_regularizer$",
+            "do not belong to the layer: gamma_regularizer$",
         ),
     ):
         with pytest.warns(UserWarning, match=said) as warned:

@@ -173,6 +173,6 @@ def test_what_would_be_lost_is_refused_and_nothing_has_changed(other, options, s
 
 def test_inside_a_block_it_is_refused():
     layer = nn.BatchNorm2d(16)
-    with bn.accumulate(layer), pytest.raises(ValueError, match="end that first"):
+    with bn.accumulate(layer), pytest.raises(ValueError, match="end that block first"):
         bn.convert_to(layer, "group")
     bn.convert_to(layer, "group")

@@ -73,7 +73,7 @@ def _exchanged(statistics: Tensor, ranks: ProcessGroup) -> Moments:
 
 
 def is_lonely(statistics: Tensor) -> bool:
-    """Whether all ranks together have one value per channel. Only on the CPU: elsewhere it would wait for the device."""
+    """Whether ranks together have one value per channel. On the CPU only: elsewhere it would wait for the device."""
     count = statistics[0]
     return count.is_cpu and not torch.compiler.is_compiling() and count.numel() > 0 and count[0].item() == 1
 

@@ -57,8 +57,8 @@ def _relative(expected: list[Tensor], found: list[Tensor], digits: float) -> flo
         error, tolerance = _difference(y, z) / (largest or 1.0), torch.finfo(y.dtype).eps ** digits
         if not error <= tolerance:
             raise RuntimeError(
-                f"the folded model must compute what the given one does, but differs by {error:.3g} of the largest output "
-                f"on the example inputs; rounding explains {tolerance:.3g} ({y.dtype}). Does some forward decide by "
+                f"the folded model must compute what the given one does, but differs by {error:.3g} of the largest "
+                f"output on the example inputs; rounding explains {tolerance:.3g} ({y.dtype}). Does a forward decide by "
                 "its arguments what it calls, or call a layer inside another module? Then fold the model's parts one "
                 "by one"
             )
