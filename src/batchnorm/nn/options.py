@@ -145,6 +145,6 @@ def momentum_of(momentum: float | None, decay: float | None) -> float | None:
         return momentum
     if not (momentum == 0.1 and 0 <= decay <= 1):
         raise ValueError(
-            f"decay must be from 0 to 1, and given instead of momentum (1 - decay); got decay={decay}, momentum={momentum}"
+            f"decay must be from 0 to 1, and replaces momentum: give one; got decay={decay}, momentum={momentum}"
         )
     return round(1.0 - decay, 12)  # 0.01 of 0.99, as it was meant

@@ -64,12 +64,12 @@ def create_folder(
 def _refuse_run(path: Path) -> None:
     if (path / RUN).exists():
         raise FileExistsError(
-            f"log_dir must be a new folder, but {path} holds a run already: name another folder, or continue with resume_step="
+            f"{path} holds a run already: name another folder, or continue the run with resume_step="
         )
     for name in _WRITTEN:
         if os.path.lexists(path / name):
             raise FileExistsError(
-                f"log_dir must be a new folder, but {path} holds a {name} without a run: name another folder, or move it away"
+                f"{path} holds a {name} already, but no run: name another folder, or move the file away"
             )
 
 
