@@ -235,7 +235,7 @@ def test_nothing_is_read_or_written_through_a_link(stopped, tmp_path):
         path = run / "learned" / CHECKPOINT
         path.unlink()  # the folder is the last
         make(path)
-        with pytest.raises(LabError, match="must be a file of its own"):
+        with pytest.raises(LabError, match="must be a regular file with one name"):
             Experiment.resume(run).run()
     assert contents(mine) == before
 

@@ -73,7 +73,7 @@ def measure(case: Case, seconds: float, with_compile: bool = False) -> Result:
         "eager": problem.step(problem.torchs),
     }
     if with_compile:
-        torch.compiler.reset()  # else, after a few cases, it would stop compiling anew
+        torch.compiler.reset()  # otherwise it would stop recompiling after a few cases
         functions["compile"] = problem.step(torch.compile(problem.torchs, fullgraph=True))
     times = interleave(functions, ROUNDS, seconds)
 
@@ -112,7 +112,7 @@ def interleave(
     seconds: float = 0.0,
     timed: Callable[[Callable[[], object]], float] = WALL,
 ) -> dict[str, list[float]]:
-    """Seconds of each function in each round, in another order every time: what ran before leaves its traces.
+    """Seconds of each function in each round, in a new order every round, because each run affects the next.
 
     Args:
         functions: what is timed, by name.
@@ -135,7 +135,7 @@ def interleave(
 
 @dataclass(frozen=True)
 class Summary:
-    """The geometric mean of torch's time over ours, and the least, over all entries of a dtype, variant and mode."""
+    """The geometric mean and the minimum of torch's time over ours, for all entries of a dtype, variant and mode."""
 
     dtype: str
     variant: str

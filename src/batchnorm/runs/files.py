@@ -40,7 +40,7 @@ def require_own(path: Path) -> None:
         if S_ISREG(found.st_mode) and found.st_nlink == 1:
             return
         is_linked = S_ISLNK(found.st_mode) or S_ISREG(found.st_mode)
-        what = "a link" if is_linked else "none"
+        what = "a link" if is_linked else "something else"
         raise FileExistsError(
             f"{path} must be a regular file with one name, but is {what}; it was not changed: move it away"
         )

@@ -63,9 +63,7 @@ def create_folder(
 
 def _refuse_run(path: Path) -> None:
     if (path / RUN).exists():
-        raise FileExistsError(
-            f"{path} holds a run already: name another folder, or continue the run with resume_step="
-        )
+        raise FileExistsError(f"{path} holds a run already: name another folder, or continue the run with resume_step=")
     for name in _WRITTEN:
         if os.path.lexists(path / name):
             raise FileExistsError(

@@ -22,7 +22,7 @@ class Axis(Rule):
             yield self.found(
                 layer.name,
                 "serious",
-                f"{literal(place.before_said)} has its features in the last dimension, and of another number than the "
+                f"{literal(place.before_said)} has its features in the last dimension, in another number than the "
                 "{channels} channels that are normalized in dimension 1",
                 REMEDY.format(place.width),
                 confidence=0.9,

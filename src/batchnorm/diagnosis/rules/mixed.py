@@ -108,7 +108,7 @@ class Mixed(Rule):
             yield self.found(
                 name,
                 "warning",
-                f"{what} are of two kinds, {{one}} and {{other}} of them: the means are {{distance:.2g}} standard "
+                f"{what} fall into two groups of {{one}} and {{other}}: the means are {{distance:.2g}} standard "
                 "deviations apart, and {share:.0%} of the variance of the batch means lies between the two",
                 REMEDY,
                 confidence=confidence,

@@ -47,8 +47,8 @@ class SmallVariance(Rule):
                 layer.name,
                 "note",
                 "{constant:.0%} of the channels have a running variance of at most eps, {eps:g}: they are constant, "
-                "and carry nothing but beta",
-                f"print({{layer}}.running_var <= {eps:g})  # prune these, or mend what feeds them",
+                "and their output is beta alone",
+                f"print({{layer}}.running_var <= {eps:g})  # prune these, or fix the layer that feeds them",
                 confidence=known,
                 assumed=assumed,
                 **facts,

@@ -59,8 +59,8 @@ def _relative(expected: list[Tensor], found: list[Tensor], digits: float) -> flo
             raise RuntimeError(
                 f"the folded model must compute what the given one does, but differs by {error:.3g} of the largest "
                 f"output on the example inputs; rounding explains {tolerance:.3g} ({y.dtype}). Does a forward use "
-                "its arguments to choose what it calls, or call a layer inside another module? Then fold the model's parts one "
-                "by one"
+                "its arguments to choose what it calls, or call a layer inside another module? Then fold the model's "
+                "parts one by one"
             )
         errors.append(error)
     return max(errors)
