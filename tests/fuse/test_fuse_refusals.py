@@ -227,7 +227,7 @@ REFUSED = {
     AddsDirectlyIntoTheOther: "written into the other summand",
     AsksAPropertyWhileItSums: "this is between",
     Chance: "rand_like.*this is between",
-    AsksForItsClass: "type would see that the class is another",
+    AsksForItsClass: "type would see that the class has changed",
     LooksAtItsVariables: "locals would see",
     Inside: "function inside a function",
     Decorated: "something is wrapped around it",
@@ -308,7 +308,7 @@ TEXT = "class Model(Two):\n    def forward(self, x):\n        return self.relu(s
 
 
 def test_without_a_source_it_says_so():
-    with pytest.warns(UserWarning, match="the model.: forward has no source that could be read"):
+    with pytest.warns(UserWarning, match="the model.: forward has no readable source"):
         bn.convert(from_text(TEXT.format(""))(), fuse=True)
 
 

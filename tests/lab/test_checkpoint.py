@@ -183,7 +183,7 @@ def test_a_crafted_checkpoint_is_refused_and_the_run_stays_as_it_was(stopped, tm
     assert isinstance(done.exception, SystemExit)
     assert done.exit_code == 2
     assert line.startswith(f"batchnorm: {path}: damaged (")
-    assert line.endswith("); delete it to train this arm from its start")
+    assert line.endswith("); delete it to train this arm from the start")
     assert contents(tmp_path / "run") == before
     assert bn.open_run(tmp_path / "run").status == "interrupted"
 

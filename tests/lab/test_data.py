@@ -192,7 +192,5 @@ def test_bad_sources(tmp_path):
 
 def test_a_missing_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        LabError, match=r"digits comes with sklearn, which is not installed: pip install 'batchnorm\[lab\]'"
-    ):
+    with pytest.raises(LabError, match=r"which is not installed: pip install 'batchnorm\[lab\]'"):
         load("digits")

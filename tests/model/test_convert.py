@@ -268,8 +268,8 @@ def test_options_of_all_layers_are_those_of_layers_built_with_them_and_revert_un
     [
         ({"nonfinite": "skpi"}, ValueError, "nonfinite must be one of"),
         ({"virtual_batch_size": 0}, ValueError, "positive integer"),
-        ({"virtual_batch_size": 2, "sync": True}, ValueError, "virtual_batch_size and sync exclude each other"),
-        ({"renorm": bn.Renorm()}, ValueError, "cannot convert 1: virtual_batch_size and renorm exclude each other"),
+        ({"virtual_batch_size": 2, "sync": True}, ValueError, "virtual_batch_size excludes sync"),
+        ({"renorm": bn.Renorm()}, ValueError, "cannot convert 1: virtual_batch_size excludes renorm"),
         ({"singleton": "running"}, ValueError, r"cannot convert 2\.0: singleton=\"running\" needs running statistics"),
         ({"channel_dim": -1}, TypeError, r"convert\(\) sets virtual_batch_size, .*; got channel_dim"),
     ],

@@ -45,9 +45,7 @@ def test_a_resumed_run_is_not_written_through_a_link(run, model, mine, link, nam
     before = (run / RUN).read_bytes()
     (run / name).unlink()
     link(mine, run / name)
-    with pytest.raises(
-        FileExistsError, match=rf"{name} must be a regular file with one name, but is a link; it was not changed"
-    ):
+    with pytest.raises(FileExistsError, match=rf"{name} must be a regular file with one name, but is a link"):
         bn.watch(model, run, resume_step=0)
     assert (run / RUN).read_bytes() == before
     assert is_held(run) is False

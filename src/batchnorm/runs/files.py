@@ -41,9 +41,7 @@ def require_own(path: Path) -> None:
             return
         is_linked = S_ISLNK(found.st_mode) or S_ISREG(found.st_mode)
         what = "a link" if is_linked else "something else"
-        raise FileExistsError(
-            f"{path} must be a regular file with one name, but is {what}; it was not changed: move it away"
-        )
+        raise FileExistsError(f"{path} must be a regular file with one name, but is {what}; move it away")
 
 
 def open_own(path: Path, flags: int) -> int:

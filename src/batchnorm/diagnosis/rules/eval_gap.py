@@ -34,14 +34,14 @@ class EvalGap(Rule):
         # Of what eval mode loses, recalibrating gives back this share.
         back = (evaluated - mended) / (evaluated - train) if math.isfinite(evaluated) else float(math.isfinite(mended))
         if inputs.scale is not None:
-            blame, remedy = "the cause is the data, which are not prepared like the training data", CHECK
+            blame, remedy = "the data are to blame, which are not prepared like the training data", CHECK
         elif back > 0.5 and inputs.moved:
-            blame = "the cause is the running statistics, or data that are not prepared like the training data"
+            blame = "the running statistics are to blame, or data that are not prepared like the training data"
             remedy = CHECK_FIRST
         elif back > 0.5:
-            blame, remedy = "the cause is the running statistics", RECALIBRATE
+            blame, remedy = "the running statistics are to blame", RECALIBRATE
         else:
-            blame, remedy = "the cause is not the running statistics", LARGER
+            blame, remedy = "the running statistics are not to blame", LARGER
         yield self.found(
             None,
             "serious" if serious else "warning",

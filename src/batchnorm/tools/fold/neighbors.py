@@ -80,7 +80,7 @@ def check(
     if not before and found.adapter.after(layer):
         raise Stays("it runs an activation itself, which comes before the layer after it")
     if not before and pads_with_zeros(other) and scale_and_shift(found)[1].any():
-        raise Stays("the layer after it pads with zeros, to which this one's shift would not be added")
+        raise Stays("the layer after it pads with zeros, which would lack what this one adds")
     linear, dim = isinstance(other, nn.Linear), option(layer, "channel_dim", 1)
     sizes = (other.in_features, other.out_features) if linear else (other.in_channels, other.out_channels)
     ranks = ranks if linear else [other.weight.dim()]
