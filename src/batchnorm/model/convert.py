@@ -129,6 +129,11 @@ def revert(model: Model) -> Model:
 
     Warns:
         UserWarning: layers whose class torch has changed since (parametrized, under fully_shard) stay ours.
+
+    Example:
+        >>> model = bn.convert(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+        >>> type(bn.revert(model)[1]).__module__
+        'torch.nn.modules.batchnorm'
     """
     check_model(model)
     ours = [each for each in find(model) if isinstance(each.layer, Ours)]

@@ -321,6 +321,16 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         FileNotFoundError: no such folder, or no run.json in it.
         ValueError: run.json is not a run's, or of a later format.
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> from batchnorm import watch
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> with watch(nn.Sequential(nn.BatchNorm1d(3)), folder, layers=[]) as w:
+        ...     w.log(loss=0.5)
+        >>> run = open_run(folder)
+        >>> run.status, [line["loss"] for line in run.scalars()]
+        ('finished', [0.5])
     """
     path = Path(path)
     return Run(path, read_facts(path, read_text(path)))

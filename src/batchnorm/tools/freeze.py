@@ -73,6 +73,14 @@ def unfreeze(model: Model) -> Model:
 
     Args:
         model: any module, or a batch-norm layer itself; unfreeze part of a model by passing that part.
+
+    Returns:
+        The same model.
+
+    Example:
+        >>> layer = bn.freeze(bn.BatchNorm1d(3), affine=True)
+        >>> layer.weight.requires_grad, bn.unfreeze(layer).weight.requires_grad
+        (False, True)
     """
     for layer in model.modules():
         if isinstance(layer, Frozen):

@@ -64,7 +64,7 @@ def _eval(run: Run, look: Look) -> str:
         return f"{said} The reason: batches differ, and the running mean also holds batches of earlier weights."
     usual = float(look.probe_means.mean())
     return (
-        f"{said} The reason: this batch differs from others: {len(look.probe_means)} at the same weights have a mean of "
+        f"{said} This batch differs from others: {len(look.probe_means)} others at the same weights have a mean of "
         f"{number(usual)}, {_away(usual - look.mean, std)}. And the running mean is not theirs: it also holds batches "
         f"of earlier weights, and lies {_away(look.running_mean - usual, std)}."
     )
@@ -151,7 +151,7 @@ def _noise(run: Run, look: Look) -> str:
     return (
         f"At {look.where}, {len(means)} batches at the same weights had means that vary by "
         f"{number(means.std() / math.sqrt(variances.mean()))} standard deviations of the values, and standard "
-        f"deviations that vary by {std.std() / std.mean():.0%}. The other samples in its batch move a sample by this much."
+        f"deviations that vary by {std.std() / std.mean():.0%}. The others in its batch move a sample by this much."
     )
 
 

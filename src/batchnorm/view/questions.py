@@ -64,7 +64,7 @@ ASKED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "What if a batch has one sample?",
         (
-            "With one value per channel x − mean is 0, so the output would be β for any input; PyTorch raises an error in "
+            "With one value per channel x − mean is 0, so the output would always be β; PyTorch raises an error in "
             "train mode. One image has H·W values per channel and can be normalized, by itself alone. In eval mode "
             "nothing is measured, and one sample works as well as many.",
         ),
@@ -72,7 +72,7 @@ ASKED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "Does batch norm regularize?",
         (
-            "A little: in train mode the output for a sample depends on the others in its batch, which are drawn at random. "
+            "A little: in train mode the output for a sample depends on the others in its batch, which are random. "
             "That noise shrinks as batches grow, and is gone in eval mode.",
         ),
     ),

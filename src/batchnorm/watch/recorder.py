@@ -64,7 +64,7 @@ def watch(
         resume_step: continue the run in an existing log_dir at this step; its records from this step on are discarded.
         vector_bytes: size limit of the file of whole vectors; 0 keeps no whole vectors and no worked steps.
         every_rank: in a process group, record on every rank, each in its own log_dir; else only on the first.
-        on_step: called with each record as a plain dict, {"step": 3, "bn/<layer>/gamma_mean": 1.0, ...}, for a logger, and
+        on_step: called with each record as a plain dict, {"step": 3, "bn/<layer>/gamma_mean": 1.0, ...}, for a logger;
             called in the training's thread, some steps later, once the record is on disk. Its exceptions become
             warnings.
 
