@@ -148,7 +148,7 @@ def test_a_checkpoint_without_buffers():
         (found,) = bn.diagnose(state)
         assert (found.rule, found.severity) == ("untracked", "serious")
         assert found.layer.endswith("bn1")
-    with pytest.raises(ValueError, match="One of parameters alone lacks them"):
+    with pytest.raises(ValueError, match="A dict of only the parameters lacks them"):
         bn.diagnose(dict(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).named_parameters()))
 
 

@@ -200,7 +200,7 @@ def test_the_data_are_to_be_checked_where_already_the_first_layer_differs():
     found = [f for f in bn.diagnose(model, moved, loss=F.cross_entropy) if f.rule in ("unconverged", "eval-gap")]
     assert len(found) == 2
     for finding in found:
-        assert finding.remedy.splitlines()[0].startswith("# prepare the batches as those of the training")
+        assert finding.remedy.splitlines()[0].startswith("# prepare the batches like the training data")
         assert finding.remedy.splitlines()[-1].startswith("bn.recalibrate")
 
 

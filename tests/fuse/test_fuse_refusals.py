@@ -222,7 +222,7 @@ REFUSED = {
     ChangesTheInput: "`x.add_.1.`: this is between",
     ChangesTheInputBesideTheActivation: "between",
     ChangesTheInputByAModule: "`y = self.inplace.x.`: this is between",
-    ChangesTheInputInTheSum: "what is added runs after the batch norm",
+    ChangesTheInputInTheSum: "the other summand is computed after the batch norm",
     AddsIntoTheOther: "written into the other summand",
     AddsDirectlyIntoTheOther: "written into the other summand",
     AsksAPropertyWhileItSums: "this is between",
@@ -319,7 +319,7 @@ def test_a_source_edited_after_it_was_loaded_is_not_believed(said):
     linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
     model = from_text(TEXT.format(""), name)()
     if said:
-        with pytest.warns(UserWarning, match="not what its file says now"):
+        with pytest.warns(UserWarning, match="differs from its source file"):
             bn.convert(model, fuse=True)
     else:
         assert type(bn.convert(model, fuse=True)) is not type(Two())

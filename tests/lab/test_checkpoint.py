@@ -226,7 +226,7 @@ def test_nothing_is_read_or_written_through_a_link(stopped, tmp_path):
     shutil.move(run / "learned", mine)
     (run / "learned").symlink_to(mine)
     before = contents(mine)
-    with pytest.raises(LabError, match="must be a folder of its own, and is a link"):
+    with pytest.raises(LabError, match="must be a regular folder, but is a link"):
         Experiment.resume(run).run()
     assert contents(mine) == before
     (run / "learned").unlink()

@@ -282,7 +282,7 @@ def test_a_damaged_checkpoint_says_what_to_do(settings, tmp_path):
         experiment.run(stop, 0.0)
     checkpoint = tmp_path / "run" / "learned" / CHECKPOINT
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(LabError, match=r"damaged .*; delete it to train this arm from its start"):
+    with pytest.raises(LabError, match=r"damaged .*; delete it to train this arm from the start"):
         Experiment.resume(tmp_path / "run").run()
     checkpoint.unlink()
     assert Experiment.resume(tmp_path / "run").run().status == "finished"
