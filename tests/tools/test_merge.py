@@ -108,7 +108,7 @@ def test_what_cannot_be_merged():
         ([layer, other], {}, r"running_mean must have one shape in all models, but got \[\(3,\), \(4,\)\]"),
         ([layer, nn.Linear(3, 3)], {}, "running_mean are not in all"),
         ([nn.Sequential(layer), nn.Sequential(layer, other)], {}, "1.running_mean are not in all"),
-        ([layer.state_dict(), {"running_mean": torch.zeros(3)}], {}, "running_var is not of one shape"),
+        ([layer.state_dict(), {"running_mean": torch.zeros(3)}], {}, "running_var must have one shape"),
         ([layer] * 2, {"counts": [1]}, "expected 2 counts"),
         ([layer] * 2, {"counts": [0, 0]}, "not all 0"),
         ([layer] * 2, {"counts": [5, -1]}, "not negative"),
@@ -148,7 +148,7 @@ def test_every_kind_of_entry_is_averaged_as_what_it_is(weights):
         bn.recalibrate(model, [torch.randn(30, 3) + i] * (5 - i), call=lambda model, batch: model.norm(batch))
         model.seen.fill_(i == 2)
     before = [snapshot(model) for model in models]
-    said = r"the models differ: seen \(torch.bool\), _extra_state \(dict\)$"
+    said = r"last model's are taken: seen \(torch.bool\), _extra_state \(dict\)$"
     with pytest.warns(UserWarning, match=said):  # "positions" are the same in all
         averaged = bn.average(models, weights)
     assert_unchanged_but_extra = [{k: v for k, v in s.items() if k != "_extra_state"} for s in before]

@@ -105,7 +105,7 @@ def state_layers(state: Any) -> list[Layer]:
     layers = layers or _without_buffers(state)
     if not layers:
         raise ValueError(
-            "expected a state_dict with ...running_var, but found no batch norm with running statistics. A dict of "
+            "expected a state_dict with ...running_var, but found no batch-norm layer with those. A dict of "
             "only the parameters lacks them: save model.state_dict(), which has the buffers too"
         )
     return layers
