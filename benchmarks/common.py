@@ -43,7 +43,7 @@ def save(name: str, lines: list[str]) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write the file whole or not at all: whoever is killed leaves the one before."""
+    """Write the file whole or not at all: a killed program leaves the old file."""
     new = path.with_name(f"{path.name}.new")
     new.write_text(text)
     new.replace(path)

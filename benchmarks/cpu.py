@@ -1,10 +1,10 @@
-"""Times batch normalization on the CPU beside torch's, over the whole list of shapes, and writes what came out.
+"""Times batch normalization on the CPU against torch's, over the whole list of shapes, and writes the results.
 
     python benchmarks/cpu.py [--quick] [--compile] [--what BN+ReLU ...] [--mode forward+backward ...] [--seconds 0.2]
 
 prints a table and writes it to benchmarks/results/cpu.md, or cpu_compile.md with --compile, which compiles every entry
-for many seconds. The whole list takes a quarter of an hour, --quick a few minutes. How it is timed, and what the floor
-is, says batchnorm.bench.timing; `batchnorm bench` is the short version.
+for many seconds. The whole list takes a quarter of an hour, --quick a few minutes. batchnorm.bench.timing explains the
+timing and the floor; `batchnorm bench` is the short version.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
         print(row(results[-1]), flush=True)
     print("\n" + "\n".join(summary(results)))
     notes = (
-        "A ratio above 1 says how many times faster this package is than torch. Every entry was first compared with "
+        "A ratio above 1 is how many times faster this package is than torch. Every entry was first checked against "
         "float64. What the columns mean: see `batchnorm.bench.timing`."
     )
     name = "cpu_compile" if arguments.compile else "cpu"

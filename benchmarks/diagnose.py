@@ -1,4 +1,4 @@
-"""Does the diagnosis find what is wrong, and nothing where nothing is? Faults planted in trainings, and healthy ones.
+"""Does diagnose find planted faults, and does it stay silent on healthy trainings?
 
     python benchmarks/diagnose.py [--seeds 20]
 

@@ -1,4 +1,4 @@
-"""How exact a float32 training step is beside float64: ours and torch's, by the mean of the input and the layout.
+"""The error of a float32 training step against float64: ours and torch's, by the mean of the input and the layout.
 
     python benchmarks/exact.py
 

@@ -1,14 +1,15 @@
-"""Times batch normalization on a GPU beside torch's, within some minutes, and says which targets are reached.
+"""Times batch normalization on a GPU against torch's, in some minutes, and reports which targets are reached.
 
     PYTHONPATH=src python benchmarks/gpu.py [--minutes 8] [--only ResNet-50 ...] [--into DIR]
     PYTHONPATH=src python benchmarks/gpu.py --smoke
 
 The first needs an NVIDIA or AMD GPU, torch, Triton and this checkout. It switches our kernels on (BATCHNORM_GPU=1), and
 writes benchmarks/results/gpu.md and gpu.json after every case, so that a run that is killed leaves what it had. Every
-case is first compared with float64; one that is wrong is reported, not timed, and the exit status is 1. What there is
-no time to begin is named.
+case is first compared with float64; a wrong case is reported, not timed, and the exit status is 1. Cases that there was
+no time for are listed.
 
-The second runs all of it on the CPU with tiny tensors, and writes into a temporary folder: its figures mean nothing.
+The second command runs everything on the CPU with tiny tensors and writes into a temporary folder: its figures are
+meaningless.
 """
 
 from __future__ import annotations

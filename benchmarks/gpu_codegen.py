@@ -1,9 +1,9 @@
-"""What compilers make of the GPU kernels, without a GPU: every variant compiled, disassembled and held to limits.
+"""Compiles every variant of the GPU kernels without a GPU, disassembles it and checks it against limits.
 
     python benchmarks/gpu_codegen.py [--quick] [--into DIR]
 
-The operators are called on tensors without memory, and what they launch is compiled for each target in place of being
-launched, so that a kernel is specialized as in a real call. Of each hot loop over values: the width of loads and
+The operators are called on tensors without memory, and each kernel is compiled for each target instead of being
+launched, so that it is specialized as in a real call. Reported for each hot loop over values: width of loads and
 stores, instructions per value, local memory. Needs Triton, whose package has NVIDIA's disassembler.
 """
 

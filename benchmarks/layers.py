@@ -1,10 +1,10 @@
-"""What the layers' options cost: one layer's step with each of them and with none, in turns, in one process.
+"""What the layers' options cost: one layer's step with each option and with none, alternating, in one process.
 
     python benchmarks/layers.py [--rounds 200]
 
 prints a table and writes it to benchmarks/results/layers.md. In every round each variant takes one step, forward and
 backward, in a new order; a ratio is the median, over the rounds, of its step to the plain step of the same round.
-Times are of the processor, on one thread: what else the machine does is not in them.
+Times are CPU time on one thread, which excludes the machine's other work.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What whole training steps gain: torch's layers, ours, and ours fused, in turns, in one process.
+"""What whole training steps gain: torch's layers, ours, and ours fused, alternating, in one process.
 
     python benchmarks/model.py [--batch 32] [--rounds 12]
 
@@ -69,7 +69,7 @@ def compare(build: Callable[[], nn.Module], memory_format: torch.memory_format, 
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
     for k in range(rounds + 2):
-        # Another order every round: what ran before leaves its traces, and a drift of the machine's speed cancels.
+        # A new order every round: each run affects the next, and a drift of the machine's speed cancels.
         for name in random.sample(list(sides), len(sides)):
             seconds = sides[name].step()
             if k >= 2:
@@ -93,7 +93,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
     lines = [
-        *header("Whole training steps", "Images of 32x32, float32. What fusing pays is the third row less the second."),
+        *header(
+            "Whole training steps",
+            "Images of 32x32, float32. The gain of fusing is the difference between the second row and the third.",
+        ),
         "| model | layout | layers | step, ms | faster than torch (quartiles of rounds) | kept for backward, MB |",
         "|---|---|---|---|---|---|",
     ]

@@ -1,11 +1,11 @@
-"""What recording costs: watched and unwatched training steps, in turns, in one process.
+"""What recording costs: watched and unwatched training steps, alternating, in one process.
 
     python benchmarks/record.py [--pairs 15] [--threads 1]
 
 prints a table and writes it to benchmarks/results/record.md. Blocks of watched and of unwatched steps alternate, so
-that whatever else the machine does falls on both. The overhead is the median, over the pairs of neighbouring blocks, of
-the ratio of their median steps. Beside it stands what a busy machine disturbs less: the time that the training thread
-spends in the recorder's hooks, the CPU time of the writer's thread, and the share of both together in a step.
+that the machine's other work affects both alike. The overhead is the median, over the pairs of neighboring blocks, of
+the ratio of their median steps. The table also has times that a busy machine disturbs less: the time that the training
+thread spends in the recorder's hooks, the CPU time of the writer's thread, and the share of both together in a step.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def measure(training: Training, pairs: int) -> dict[str, float]:
     training.watched_block(steps)
     rows = []
     for k in range(pairs):
-        # Who goes first changes in turns: a drift of the machine's speed then cancels.
+        # The order alternates, so that a drift of the machine's speed cancels.
         if k % 2:
             bare, watched = training.block(steps), training.watched_block(steps)
         else:

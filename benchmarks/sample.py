@@ -1,8 +1,8 @@
 """Makes the sample run that `batchnorm report --sample` shows: make sample, minutes.
 
-It trains the experiment in which gamma and beta alone learn, with a small convolutional network on scikit-learn's
-digits, and keeps evenly spaced records of it, so that the package carries little. Files that it knows nothing of, as
-the recorder may come to write, it keeps whole.
+It trains the experiment in which only gamma and beta learn, with a small convolutional network on scikit-learn's
+digits, and keeps evenly spaced records, so that the package stays small. Files it does not know, which later recorders
+may write, are kept whole.
 """
 
 from __future__ import annotations

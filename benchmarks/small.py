@@ -1,4 +1,4 @@
-"""Small batches, as of tables, reinforcement learning and MLPs, where a call costs more than its arithmetic.
+"""Small batches (tables, reinforcement learning, MLPs), where the overhead of a call exceeds its arithmetic.
 
     python benchmarks/small.py [--rounds 300]
 

@@ -1,10 +1,10 @@
-"""What synchronizing costs: a layer's forward and backward in two processes, with and without, in turns.
+"""What synchronizing costs: a layer's forward and backward in two processes, with and without it, alternating.
 
     python benchmarks/sync.py [--rounds 50]
 
 prints a table and writes it to benchmarks/results/sync.md. Both processes run on this machine, with one thread each,
-and talk by gloo. Times are of the processor, medians over the rounds: the work that synchronizing adds, on a machine
-busy or not. The wait for two collectives, of 3 C and 2 C float64 numbers, comes on top, and is the network's.
+and talk by gloo. Times are CPU time, medians over the rounds: the work that synchronizing adds, independent of other
+load. The wait for two collectives, of 3 C and 2 C float64 numbers, comes on top and depends on the network.
 """
 
 from __future__ import annotations

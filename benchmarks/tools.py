@@ -1,4 +1,4 @@
-"""What the tools cost: training steps of ResNet-20 with each of them and without any, in turns, in one process.
+"""What the tools cost: training steps of ResNet-20 with each tool and with none, alternating, in one process.
 
     python benchmarks/tools.py [--rounds 15] [--threads 1]
 
@@ -69,7 +69,7 @@ def main() -> None:
     nanoseconds = min(timeit.repeat(recomputing, number=10_000, repeat=50)) * 1e5
     note = (
         "ResNet-20, forward and backward, 64 images of 32x32: the time of a step beside that of a plain step with the "
-        "same layers. The call by which a layer knows a recomputation takes "
+        "same layers. A layer's check whether it is being recomputed takes "
         f"{nanoseconds:.0f} ns."
     )
     lines = header("What the tools cost", note)

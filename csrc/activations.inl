@@ -74,7 +74,7 @@ INLINE Pack<A> exp(Pack<A> z) {
 
 template <class A>
 INLINE Pack<A> expm1(Pack<A> z) {
-  const Reduced<A> e = reduced(clamp<A>(z, -80, 80));  // -1 to the last bit, and more than anyone here asks for
+  const Reduced<A> e = reduced(clamp<A>(z, -80, 80));  // exp(z) - 1 is -1 to the last bit below, and large enough above
   const Pack<A> power = power_of_two<A>(e.n);
   return power * e.expm1_r + (power - splat<A>(1));
 }
@@ -137,7 +137,7 @@ INLINE Pack<A> gelu_tanh_part(Pack<A> z) {
   return tanh(splat<A>(gelu_k) * (z + splat<A>(gelu_c) * z * z * z));
 }
 
-// y = activation(z) and activation'(z) of those with an exponential in them: calls, not inlined into every loop.
+// y = activation(z) and activation'(z) for activations with an exponential: function calls, not inlined into every loop.
 template <class A>
 [[gnu::noinline]] Pack<A> smooth(Activation activation, Pack<A> z) {
   switch (activation) {
@@ -222,6 +222,6 @@ INLINE Pack<A> chain_from_y(Activation activation, Pack<A> y, A slope, Pack<A> d
     case Activation::elu: return select(y <= splat<A>(0), dy * (y + splat(slope)), dy);
     case Activation::sigmoid: return dy * (y * (one - y));
     case Activation::tanh: return dy * (one - y * y);
-    default: return chain(activation, y, slope, dy);  // of y's sign and bounds, which are z's
+    default: return chain(activation, y, slope, dy);  // depends on the sign and bounds of y, which are those of z
   }
 }

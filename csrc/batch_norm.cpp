@@ -13,9 +13,9 @@
 namespace batchnorm {
 namespace {
 
-constexpr int64_t least_parallel = 32768;   // values: less is not worth waking a thread
-constexpr int64_t far_bytes = 4 << 20;      // a tile of all operands that stays in some cache between two passes
-constexpr int64_t near_bytes = 1 << 20;     // tiles that stay in a core's own
+constexpr int64_t least_parallel = 32768;   // values: fewer are not worth waking a thread
+constexpr int64_t far_bytes = 4 << 20;      // a tile of all operands up to this size is cache-resident between two passes
+constexpr int64_t near_bytes = 1 << 20;     // tiles up to this size stay in a core's own cache
 constexpr int64_t fewest_tiles = 8;         // with fewer, threads share pieces rather than tiles
 constexpr int64_t sampled_blocks = 4;       // of a piece, for a first estimate of its mean
 
@@ -37,13 +37,13 @@ Kind kind_of(const Problem& p) {
   return (backward ? relu && p.y.data : none || relu) ? joined : general;
 }
 
-// An estimate of the mean in not many more bits than values have: what a subtraction rounds away, alike for all values of few
-// bits, would add up. And in some more, for squares of few bits round alike too.
+// An estimate of the mean with only a few more bits than the values have. With many more bits, a subtraction would round all
+// values alike, and these errors would add up. With no more bits, the squares would round alike.
 int estimate_bits(Type type) {
   return type == Type::float64 ? 53 : type == Type::float32 ? 24 : type == Type::float16 ? 17 : 14;
 }
 
-// To so many bits (Veltkamp).
+// Rounds to this number of bits (Veltkamp).
 double rounded(double value, int bits) {
   const double large = value * (static_cast<double>(int64_t{1} << (53 - bits)) + 1);
   return bits == 53 ? value : large - (large - value);
@@ -118,7 +118,7 @@ class Runner {
   // The kinds of constants that normalize needs, and apply.
   int map_needs() const { return p_.dy.data ? Channels::kinds : Channels::mean_dz; }
 
-  // Every strip with its constants, in the order of memory, but the last first: what a pass before has left in the caches.
+  // Every strip with its constants, in reverse memory order: the end is what an earlier pass has left in the caches.
   template <class F>
   void each_strip(const F& f) const {
     if (!map_cut_.planes) {
@@ -143,8 +143,8 @@ class Runner {
     });
   }
 
-  // Blocks of one tile. The constants serve all of them, also the shorter one that joined rows leave at the end: its positions
-  // are the first of theirs.
+  // Blocks of one tile. The same constants serve all blocks, including the shorter last block of joined rows, whose positions
+  // are the first positions of the others.
   template <class F>
   void each_strip_of(int64_t tile, int64_t first, int64_t last, const F& f) const {
     typename Channels::Scratch scratch;
@@ -163,9 +163,9 @@ class Runner {
     return s;
   }
 
-  // Reduces every tile, piece by piece, and then maps it: all after all, where everything stays in a cache between the two, for
-  // memory is best gone through in its order; else some tiles after another, if those stay. Either way a tile's pieces are
-  // merged in the same order.
+  // Reduces every tile, piece by piece, and then maps it. If everything is cache-resident, all tiles are reduced before any is
+  // mapped, because reading memory in order is fastest; else a few tiles at a time, if those are. Either way a tile's pieces
+  // are merged in the same order.
   template <class Merge, class Reduce, class Finish, class Map>
   void passes(Merge merge, const Reduce& reduce, const Finish& finish, bool then_map, int64_t operands, const Map& map) {
     Partials partials(cut_, p_.shape.channels);
@@ -203,7 +203,7 @@ class Runner {
     if (then_map) each_strip(map);
   }
 
-  // The same of some tiles alone.
+  // The same for some of the tiles.
   template <class F>
   void map_tiles(int64_t first, int64_t last, const F& f) const {
     if (map_cut_.planes) {
@@ -220,7 +220,7 @@ class Runner {
   // Deviations from an estimate of the mean: their own mean then corrects it. A good estimate loses nothing to that
   // correction, and a sample mostly gives one; where it did not, the piece is measured again from the better one.
   void measure_piece(int64_t tile, int64_t piece, Partial out) const {
-    // Not at the same place in a page each, nor therefore in the cache.
+    // At different offsets in a page, so that they do not compete for the same cache sets.
     constexpr int64_t width = Channels::scratch_stride;
     alignas(line_bytes) A shift[width], first[width], second[width];
     const Region widest = cut_.block(tile, 0);

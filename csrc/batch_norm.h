@@ -16,7 +16,7 @@ struct Operand {
   int64_t row_stride = 0, channel_stride = 0;  // in values
 };
 
-// What a call works on. Arrays of doubles have one entry a channel; an empty weight is 1, an empty bias 0.
+// The operands of a call. Arrays of doubles have one entry per channel; an empty weight is 1, an empty bias 0.
 struct Problem {
   Shape shape;
   Type type = Type::float32;
@@ -28,12 +28,12 @@ struct Problem {
   bool through_mean = false;  // backward: the statistics depended on x
 };
 
-// What is measured: of `count` values a channel, the mean and the sum of squared deviations from it.
+// What is measured: the mean of `count` values per channel, and the sum of squared deviations from it.
 void measure(const Problem& problem, int64_t& count, double* mean, double* m2);
 void normalize(const Problem& problem, const double* mean, const double* rstd);
 void forward(const Problem& problem, double eps, double* mean, double* m2, double* rstd);
 
-// The gradient's sums over a channel: of dz, and of dz * xhat. The means are those sums over the count (null: no mean).
+// Sums over a channel for the gradient: of dz, and of dz * xhat. Divided by the count they are means (null: no mean).
 void reduce(const Problem& problem, const double* mean, const double* rstd, double* sum_dz, double* sum_dz_xhat);
 void apply(const Problem& problem, const double* mean, const double* rstd, const double* mean_dz,
            const double* mean_dz_xhat);

@@ -11,7 +11,7 @@
 
 namespace batchnorm {
 
-// A NaN of ours has zeros in its lower half, whatever it was: see Constants.
+// Every NaN is replaced by one with zeros in its lower half: see Constants.
 template <class A>
 A tidy(double value) {
   return value != value ? std::numeric_limits<A>::quiet_NaN() : static_cast<A>(value);
@@ -26,8 +26,8 @@ class ChannelConstants {
   explicit ChannelConstants(const Problem& problem)
       : p_(problem), stride_(problem.shape.channels / lanes + 5), lines_(kinds * stride_) {}
 
-  // Space for one region's constants, where they have to be spread. The kinds do not begin at the same place in a page, nor
-  // therefore in the cache.
+  // Space for one region's constants, if they have to be spread. The kinds begin at different offsets in a page, so that they
+  // do not compete for the same cache sets.
   static constexpr int64_t scratch_stride = max_width + 5 * lanes;
   struct Scratch {
     alignas(line_bytes) A values[kinds * scratch_stride];
@@ -48,7 +48,7 @@ class ChannelConstants {
     row(slope_dz)[c] = tidy<A>(slope);
   }
 
-  // What the rounding of the mean left away.
+  // The remainder of the rounded mean.
   double low(int64_t c, const double* mean) const { return mean[c] - static_cast<double>(row(high)[c]); }
 
   // The first `needed` kinds: the channels' own, one of them at a time or each at its position; else spread.
@@ -61,20 +61,20 @@ class ChannelConstants {
       if (!own) spread(cut, region, channels, positions);
       at[kind] = own ? channels : positions;
     }
-    std::fill(at + needed, at + kinds, at[high]);  // a loop may read what it has no use for
+    std::fill(at + needed, at + kinds, at[high]);  // a loop may read constants that it does not use
     return {at[high], at[scale], at[beta], at[mean_dz], at[slope_dz]};
   }
 
  private:
-  // Beside an infinite factor, what a mean's rounding left away is nothing.
+  // If the factor is infinite, the remainder of the rounded mean is dropped.
   static double times(double factor, double low) { return std::isinf(factor) ? 0 : factor * low; }
 
   A* row(int kind) { return reinterpret_cast<A*>(lines_.data() + kind * stride_); }
   const A* row(int kind) const { return reinterpret_cast<const A*>(lines_.data() + kind * stride_); }
 
   const Problem& p_;
-  // Lines of the cache, for a load that straddles two takes twice as long. Each kind is readable for one past its end, and
-  // begins at another place in a page.
+  // Aligned to cache lines, because a load that straddles two takes twice as long. Each kind can be read one line past its
+  // end, and begins at its own offset in a page.
   struct alignas(line_bytes) Line {
     A values[lanes];
   };

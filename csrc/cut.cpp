@@ -12,10 +12,10 @@ constexpr int64_t position_block = 65536;  // values, but enough rows that mergi
 constexpr int64_t fewest_rows = 128, most_rows = 1024;  // they are evened out; too many, and a float32 sum would suffer
 constexpr int64_t map_block = 16384;       // values, where there are no sums: a share for every thread even of small tensors
 constexpr int64_t plane_piece = 65536, position_piece = 131072;  // values
-constexpr int64_t even_pieces = 4;         // of positions, pieces come by so many
+constexpr int64_t even_pieces = 4;         // pieces of positions come in multiples of this
 constexpr int64_t shortest_plane = 256;    // values; shorter ones are handled as positions where there are sums,
 constexpr int64_t shortest_map = 32;       // and where there are none
-constexpr int64_t joined_row = 256;        // values that a row of few channels is made of, about
+constexpr int64_t joined_row = 256;        // values, roughly, in a joined row of few channels
 constexpr int64_t short_planes_row = 1024;  // positions of a tile of short planes, whose constants stay in cache
 constexpr int64_t lanes = line_bytes / sizeof(float);
 
@@ -88,8 +88,8 @@ void Cut::cut_positions(const Shape& shape, bool sums) {
                      : std::max<int64_t>(1, map_block / chunk_);
 }
 
-// Pieces come by fours, of equally many rows but for the last: with seven, and the seventh a quarter of the others, two threads
-// took 2 and 1.1 times as long.
+// Pieces come in fours, with equally many rows except the last. With seven pieces, the seventh a quarter of the others, two
+// threads took 2 and 1.1 times as long.
 void Cut::even_out() {
   if (rows_ <= block_rows_ * piece_blocks) return;
   const int64_t unit = piece_blocks * even_pieces, wanted = ceil_divide(rows_, block_rows_);

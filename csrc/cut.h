@@ -9,7 +9,7 @@
 
 namespace batchnorm {
 
-// How many of the flags are set: eight at a time, added up by bytes, which hold 255 each.
+// How many of the flags are set: counted eight at a time, in bytes that hold up to 255 each.
 inline int64_t count_set(const bool* flags, int64_t count) {
   int64_t total = 0, i = 0;
   while (i + 8 <= count) {
@@ -52,19 +52,19 @@ struct Region {
 //               belongs to channel (p / space) % channels. Where channels are few, one row of the cut is several of the
 //               tensor's.
 struct Cut {
-  // Without sums, short planes too have a loop of their own: so memory is passed in its order.
+  // Without sums, short planes also have their own loop, so that memory is read in order.
   Cut(const Shape& shape, int64_t value_bytes, bool sums);
 
   bool planes;
   int64_t tiles, tile_channels;
   int64_t pieces, blocks, piece_blocks;  // a tile's
   int64_t space;                         // consecutive positions of one channel
-  int64_t piece_values;                  // about as many are in a piece, for sharing out the work
+  int64_t piece_values;                  // roughly, in a piece; used to share out the work
   int64_t tile_bytes;                    // of one operand
 
   Region block(int64_t tile, int64_t index) const;
-  // One past a piece's last block. The rest where rows are joined goes to the last piece, which has room: joined rows are short,
-  // and their pieces of several blocks.
+  // One past a piece's last block. If rows are joined, the remainder goes to the last piece, which has room: joined rows are
+  // short, and their pieces have several blocks.
   int64_t end(int64_t piece) const { return piece + 1 < pieces ? (piece + 1) * piece_blocks : blocks; }
   int64_t row_samples() const { return row_samples_; }  // rows of the tensor in one of the cut
   bool in_chunks() const { return chunks_ > 1; }        // a block is a part of one row

@@ -25,7 +25,7 @@ struct BFloat16 {
     EACH_PART(r.part[i] = (Floats)words.part[i]);
     return r;
   }
-  // Round to nearest, ties to even. NaN stays NaN, for its lower half is 0: operands and constants have no other, and
+  // Round to nearest, ties to even. NaN stays NaN because its lower half is 0: operands and constants have no other NaN, and
   // arithmetic makes no other.
   template <class Write>
   INLINE static void store(uint16_t* p, Pack<float> value, Write write) {
@@ -68,7 +68,7 @@ struct Float16 {
   }
 };
 
-// The lines of a row. A row ends, and may begin, in a line that overlaps its neighbour: its first lanes, or the last, are handled
+// The lines of a row. A row ends, and may begin, in a line that overlaps its neighbor: its first lanes, or the last, are handled
 // twice, and `done` of them must not be counted again; or in one that it shares with the next row. Only a row shorter than a
 // line is handled in part.
 struct Whole {};
@@ -103,7 +103,7 @@ template <class F>
 INLINE void store(typename F::Stored* p, Pack<typename F::Compute> value) {
   F::store(p, value, [](void* to, auto bits) __attribute__((always_inline)) { write(to, bits); });
 }
-// Streams where that is asked and p, as it then does, begins a line of memory.
+// Streams if asked to; p then begins a line of memory.
 template <class F>
 INLINE void store(typename F::Stored* p, Pack<typename F::Compute> value, Whole, bool streaming) {
   if (streaming)
@@ -122,7 +122,7 @@ void store(typename F::Stored* p, Pack<typename F::Compute> value, Part part, bo
   for (int64_t i = 0; i < part.count; ++i) p[i] = line[i];
 }
 
-// The lanes of a sum that are new: not those done before, nor those past a short row's end.
+// The new lanes of a sum: without those done before, and those past the end of a short row.
 template <class A>
 struct Flags {
   typename Integer<A>::type of[2 * Pack<A>::lanes] = {};

@@ -32,7 +32,7 @@ struct MaskRows {
 };
 
 // y = activation((x - high) * scale + beta), dx = (dz - mean_dz - (x - high) * slope_dz) * scale, where high is the mean
-// rounded: x - high is exact at any mean. What the rounding left away is in beta and mean_dz. A NaN's lower half is 0.
+// rounded, so x - high is exact at any mean. The remainder of the rounding is in beta and mean_dz. A NaN's lower half is 0.
 template <class A>
 struct Constants {
   const A *high, *scale, *beta;
@@ -40,7 +40,7 @@ struct Constants {
   int64_t step = 0;  // from one row's to the next one's, where a row has one
 };
 
-// The constants are one for a row (it lies in one channel), or one a position.
+// There is one constant per row (which lies in one channel), or one per position.
 template <class A>
 struct Strip {
   int64_t rows = 0;
@@ -51,21 +51,21 @@ struct Strip {
   Activation activation = Activation::none;
   A slope = 0;
   bool through_mean = false;  // dx: the statistics depended on x
-  bool stream = false;        // write past the caches
-  bool adjacent = false;      // rows, of a line at least, follow each other without a gap, in all operands
+  bool stream = false;        // write with streaming stores, bypassing the caches
+  bool adjacent = false;      // rows of at least one line follow each other without a gap, in all operands
 };
 
-// What a strip's loop has to do. The first three know no residual, the first four no mask, and all of those write dx.
+// What a strip's loop has to do. The first three have no residual, the first four no mask, and all four write dx.
 enum Kind {
   plain,
   rectified,  // relu, its derivative from x
   clipped,    // relu6, in the same way
-  joined,     // a residual, and relu or nothing: relu's derivative is from y, and dresidual is written where it is there
-  general,    // any activation and whatever is there
+  joined,     // a residual, and relu or nothing: relu's derivative is from y; dresidual is written if present
+  general,    // any activation and any operands
 };
 constexpr int kind_count = 5;
 
-// Each loop in two forms, [0] one constant a row and [1] one a position; the latter three also by kind.
+// Each loop in two forms, [0] one constant per row and [1] one per position; the last three also by kind.
 template <class A>
 struct Kernels {
   using Sum = void (*)(const Strip<A>&, A* sum);

@@ -36,7 +36,7 @@ INLINE void lines(int64_t width, int64_t head, bool follows, bool followed, Each
   }
 }
 
-// Sums one a position take this many rows at a time, so that a position's constants and sums are loaded once for them.
+// Sums per position take this many rows at a time, so that a position's constants and sums are loaded once for them.
 constexpr int64_t row_group = 4;
 
 // Calls each(i, amount, row) so, for one value at a time where the constants are shared.
@@ -50,9 +50,9 @@ INLINE void rows_of_lines(const Strip<A>& strip, Each each) {
   }
 }
 
-// Asks for what will be read soon to be in the second cache: 3 KiB on in a row and in the one after it, or where rows are
-// taken together, the next of them. The machine's own foresight ends with every page and every row, and in the first cache
-// rows a page apart would push each other out.
+// Prefetches into the second-level cache what will be read soon: 3 KiB ahead in this row and the next, or, if several rows are
+// taken together, the next rows. The hardware prefetcher stops at the end of every page and row, and in the first-level cache
+// rows that are a page apart would evict each other.
 template <class F, bool shared, class Amount>
 INLINE void prefetch(const Rows& rows, int64_t r, int64_t i, int64_t width, Amount) {
   constexpr int64_t bytes = sizeof(typename F::Stored), two = 2 * Pack<typename F::Compute>::lanes;
@@ -83,12 +83,12 @@ struct Constant {
   }
 };
 
-// Lines whose sum is begun anew, and then added to that of the ones before. In a long sum, values of few bits (x - shift, where
-// x is large, and its square) are rounded alike time and again, and that adds up.
+// Number of lines after which a new partial sum begins; partial sums are then added. In one long sum, values of few bits
+// (x - shift for large x, and its square) would be rounded alike again and again, and these errors add up.
 constexpr int64_t folded_lines = 16;
 
-// A sum over the strip: in the lanes of two lines, for an addition to wait less for the one before, that are added up at its
-// end; or one a position.
+// A sum over the strip: in the lanes of two lines, so that an addition waits less for the one before, added up at the end; or
+// one sum per position.
 template <class A, bool shared>
 struct Accumulator {
   A* out;
@@ -125,7 +125,7 @@ struct Accumulator {
   }
 };
 
-// Which of a line's values count by the mask; asked only where there is one.
+// Which of a line's values count by the mask; used only if there is a mask.
 INLINE Mask<double> nonzero(const bool* flags, double) {
   double absent[Pack<double>::lanes];
   for (int64_t j = 0; j < Pack<double>::lanes; ++j) absent[j] = flags[j] ? 0 : 1;
@@ -156,7 +156,7 @@ INLINE Pack<A> masked(const Strip<A>& strip, int64_t r, int64_t i, Amount amount
   return select(present<A>(strip.mask, r, i, count_of(amount, Pack<A>::lanes)), value, splat<A>(0));
 }
 
-// Each loop works on a copy of the strip it is given: no store can change that, and so its members stay in registers.
+// Each loop works on its own copy of the strip: no store can change the copy, so its members stay in registers.
 
 template <class F, bool shared>
 void sum(const Strip<typename F::Compute>& given, typename F::Compute* out) {
@@ -197,8 +197,8 @@ void moments(const Strip<typename F::Compute>& given, const typename F::Compute*
   squares.finish();
 }
 
-// Where in a row the first whole cache line of `out` begins. Only whole ones can be streamed, and a store that straddles two
-// takes as long as two.
+// Where in a row the first whole cache line of `out` begins. Only whole lines can be streamed, and a store that straddles two
+// takes as long as two stores.
 template <class F>
 INLINE int64_t head(const typename F::Stored* out) {
   constexpr int64_t bytes = Pack<typename F::Compute>::lanes * sizeof(*out);
@@ -233,7 +233,7 @@ void normalize(const Strip<typename F::Compute>& given) {
     const auto* x = row_in<F>(strip.x, r);
     const auto* residual = row_in<F>(strip.residual, r);
     auto* y = row_out<F>(strip.y, r);
-    // Constants one a position lie in lines from the row's beginning on.
+    // Constants per position are stored in lines that start at the row's beginning.
     const int64_t start = shared || strip.stream ? head<F>(y) : 0;
     const bool follows = strip.adjacent && r > 0, followed = strip.adjacent && r + 1 < strip.rows;
     lines<A, false>(strip.width, start, follows, followed, [&](int64_t i, auto amount) __attribute__((always_inline)) {
@@ -291,7 +291,7 @@ void reduce(const Strip<typename F::Compute>& given, typename F::Compute* out, t
   products.finish();
 }
 
-// Two outputs are both streamed where their lines begin at the same values.
+// Two outputs are both streamed if their lines begin at the same values.
 template <class F, bool shared, Kind kind>
 void apply(const Strip<typename F::Compute>& given) {
   using A = typename F::Compute;

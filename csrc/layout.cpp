@@ -1,4 +1,4 @@
-// Strides: what a pointer and two strides can say, and what has to be copied.
+// Strides: which layouts a pointer and two strides can describe, and which have to be copied.
 #include "layout.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -41,7 +41,7 @@ MemoryFormat format(const Shape& shape, int64_t dims) {
 }
 
 // The one stride that walks dimensions `first`, 2, 3, ... in order (batch, space or space alone), if there is one. `inner` is
-// what it is where all of them have one element.
+// the stride to use if all of them have one element.
 std::optional<int64_t> common_stride(const Tensor& x, bool with_batch, int64_t inner) {
   const auto sizes = x.sizes(), strides = x.strides();
   std::optional<int64_t> stride;
@@ -70,8 +70,8 @@ Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dims,
   return Tensor(handle);
 }
 
-// Large memory is fresh from the system on every call, which then clears it page by page as it is written: with pages of 2 MiB
-// in a third of the time. Advice only: where it is not taken, nothing else changes.
+// Large memory comes fresh from the system on every call, and the system clears it page by page as it is written; with pages of
+// 2 MiB this takes a third of the time. It is only advice: if the system ignores it, nothing else changes.
 void advise_huge_pages(void* data, int64_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t page = 2 << 20;
@@ -174,8 +174,8 @@ std::vector<double> parameter_values(const std::optional<Tensor>& values, const 
 }
 
 Operand Operands::add(const Tensor& tensor) {
-  // The first operand is x, and its strides alone decide how the work is cut: what else is there must not change the bits
-  // of what is measured on it.
+  // The first operand is x, and only its strides decide how the work is cut: the other operands must not change the bits of
+  // its statistics.
   const auto served = view(tensor);
   if (served && first_) shape_.adjacent = adjacent(*served);
   first_ = false;
@@ -234,7 +234,7 @@ const bool* Operands::add_mask(const std::optional<Tensor>& mask, const Tensor& 
   kept_.push_back(torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0])));
   shape_.masked = true;
   first_ = false;  // what is masked is served, or copied, as if its rows followed each other
-  // What is viewed as bool, without a copy, may have other bytes than 0 and 1. They are True, but count for more.
+  // A tensor that was viewed as bool may have bytes other than 0 and 1. They are True, but would be counted more than once.
   const auto* bytes = static_cast<const uint8_t*>(kept_.back().const_data_ptr());
   const int64_t samples = shape_.batch * shape_.space;
   uint8_t all = 0;

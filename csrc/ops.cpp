@@ -33,7 +33,7 @@ void check_like(const Optional& tensor, const Tensor& x, const char* name) {
 }
 
 // A call's arguments, checked and turned into a problem; its outputs are added by the operator. The batch may be cut into
-// virtual batches of so many items each, the last one of the rest: each is a problem of its own.
+// virtual batches of `virtual_batch` items, the last one with the remainder: each is a separate problem.
 struct Call {
   Call(const Tensor& x, const Optional& weight, const Optional& bias, const Optional& residual, const Optional& mask,
        int64_t activation, double slope, int64_t virtual_batch, const Optional& dy = std::nullopt,
@@ -54,7 +54,7 @@ struct Call {
     cut = virtual_batch > 0;
     items = cut ? std::min(virtual_batch, std::max<int64_t>(problem.shape.batch, 1)) : problem.shape.batch;
     groups = cut ? (problem.shape.batch + items - 1) / items : 1;
-    // One value has no variance: a rest of one joins the virtual batch before it.
+    // One value has no variance: a remainder of one joins the virtual batch before it.
     if (groups > 1 && items > 1 && problem.shape.batch % items == 1 && problem.shape.space == 1) --groups;
     problem.mask = operands.add_mask(mask, x);
     if (empty()) return;
@@ -172,7 +172,7 @@ std::tuple<Tensor, Tensor> infer(Tensor x, Tensor running_mean, Tensor running_v
   std::vector<double> variance = channel_values(running_var, call.channels(), "running_var");
   const Tensor y = call.output(call.problem.y);
   Tensor statistics;
-  if (keep) {  // as m2 over a count of nothing: see rstds
+  if (keep) {  // as m2 with a count of 0: see rstds
     statistics = call.rows(statistics_rows);
     std::copy(mean.begin(), mean.end(), call.row(call.rows(statistics), mean_row, 0));
     std::copy(variance.begin(), variance.end(), call.row(call.rows(statistics), m2_row, 0));
@@ -314,7 +314,7 @@ void move_towards(const Tensor& running, double momentum, F measured) {
   }
 }
 
-// What was not measured moves nothing: no value has no mean, and one value has no unbiased variance.
+// Channels without a measurement do not move: no values have no mean, and one value has no unbiased variance.
 void move(const Tensor& running_mean, const Tensor& running_var, const double* rows, double momentum, bool unbiased,
           bool skip_nonfinite) {
   const int64_t channels = running_mean.size(0);

@@ -9,8 +9,8 @@
 
 namespace batchnorm {
 
-// f(begin, end) for ranges of at least `grain` tasks that together are all of them. Without torch, as the passes are compiled to
-// be tried on other CPUs, the caller's thread does everything.
+// f(begin, end) for ranges of at least `grain` tasks that together cover all. In a build without torch, which serves to try the
+// passes on other CPUs, the caller's thread does everything.
 template <class F>
 void parallel_for(int64_t tasks, int64_t grain, const F& f) {
 #ifdef BATCHNORM_WITHOUT_TORCH

@@ -8,7 +8,7 @@
 
 namespace batchnorm {
 
-// One piece's, or one tile's, results: two numbers a channel, over `count` values each.
+// One piece's, or one tile's, results: two numbers per channel, each over `count` values.
 struct Partial {
   double& count;
   double* first;

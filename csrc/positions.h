@@ -18,7 +18,7 @@ void each_run(const Region& region, int64_t space, F f) {
 }
 
 // A line past the width is filled too: the loops read whole lines of constants. Planes have one position. A run is written in
-// whole lines, and what is too much of the last one is the next run's to overwrite.
+// whole lines; the next run overwrites what its last line has too much.
 template <class V, class A>
 void spread(const Cut& cut, const Region& region, const V* channels, A* positions) {
   if (cut.planes) {
@@ -38,7 +38,7 @@ void spread(const Cut& cut, const Region& region, const V* channels, A* position
   std::fill(positions + region.width, positions + std::min(max_width, region.width + line_bytes), A{0});
 }
 
-// In eight partial sums, for an addition to wait less for the one before.
+// In eight partial sums, so that an addition waits less for the one before.
 template <class V>
 double total(const V* values, int64_t count) {
   double sums[8] = {};
@@ -63,7 +63,7 @@ void collapse(const Cut& cut, const Region& region, const V* positions, double* 
     each_run(region, cut.space, [&](int64_t c, int64_t position) { channels[c] += total(positions + position, cut.space); });
 }
 
-// What the blocks of a piece add up to, at each position.
+// The sum over the blocks of a piece, at each position.
 template <class A>
 class PositionSums {
  public:

@@ -7,12 +7,12 @@
 
 namespace batchnorm {
 
-constexpr int64_t streamed_row = 4 << 10;    // bytes of a row that make up for its two ends, which share lines
+constexpr int64_t streamed_row = 4 << 10;    // bytes of a row that outweigh its two ends, which share lines
 
 inline int64_t value_bytes(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
 
-// Whether all that is read and written stays in the cache that cores share, as a rule beside what others left there. Of more,
-// outputs would push out what is read a second time.
+// Whether all that is read and written is cache-resident (in the cache that cores share, usually along with other data). If
+// not, ordinary stores of the outputs would evict what is read a second time.
 inline bool cached(const Problem& p) {
   int64_t tensors = 0;
   for (const Operand* operand : {&p.x, &p.residual, &p.y, &p.dy, &p.dx, &p.dresidual}) tensors += operand->data != nullptr;
@@ -54,8 +54,8 @@ class Strips {
     return s;
   }
 
-  // Eight rows of a strip, or four rows or lines of planes, from all over it; its own rows and width say how many values. All of
-  // a masked one.
+  // A sample of eight rows of a strip, or of four rows or lines of planes, spread over it; its rows and width give the number
+  // of values. A masked strip is taken whole.
   Strip<A> sample(Strip<A> s) const {
     constexpr int64_t width = line_bytes / sizeof(float);
     const int64_t parts = cut_.space > 1 ? 4 : 8;
@@ -71,7 +71,7 @@ class Strips {
     return s;
   }
 
-  // How many values a channel has in a region's strip, or in a sample of it.
+  // Values per channel in a region's strip, or in a sample of it.
   double count(const Region& region, const Strip<A>& strip) const {
     const int64_t row_values = cut_.planes ? strip.width : region.repeats * cut_.space;
     if (!p_.mask) return static_cast<double>(strip.rows * row_values);
@@ -91,10 +91,10 @@ class Strips {
 
   Rows rows(const Operand& operand, const Region& region, bool across_channels) const {
     if (!operand.data) return {};
-    // Where rows are joined, one row of the cut is several of the operand's.
+    // If rows are joined, one row of the cut is several rows of the operand.
     const int64_t row_stride = operand.row_stride * cut_.row_samples();
     const int64_t offset = region.row * row_stride + region.channel * operand.channel_stride + region.column;
-    // What is read after a part of a row is the part after it.
+    // After a part of a row, the next part of that row is read.
     const int64_t next = cut_.in_chunks() ? region.width : row_stride;
     return {operand.data + offset * value_bytes(p_.type), across_channels ? operand.channel_stride : next};
   }

@@ -131,7 +131,7 @@ def ends(rank):
 def test_a_rank_without_batches_and_torchs_join():
     found = ranks.run(ends, WORLD)
     assert {message for message, *_ in found} == {
-        "a rank has no batches at all: give every rank at least one, empty if need be"
+        "every rank needs at least one batch, but this one has none: give it one, empty if necessary"
     }
     assert [steps for *_, steps in found] == [1, 1, 1]
     assert "Detected at least one rank that exhausted inputs" in found[0][1]

@@ -36,7 +36,7 @@ def test_a_recomputed_batch_is_tracked_once(reentrant):
 
 
 def test_running_statistics_of_a_bfloat16_module_do_not_stall():
-    # Towards 2.85 by a thousandth of the way a step: 0.999^4000 = 1.8 % of it is left, and bfloat16 has 3 digits.
+    # Toward 2.85 by a thousandth of the way a step: 0.999^4000 = 1.8 % of it is left, and bfloat16 has 3 digits.
     x = torch.randn(256, 1, dtype=torch.bfloat16) * 0.1 + 2.85
 
     def reached(layer):

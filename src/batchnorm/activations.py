@@ -1,4 +1,4 @@
-"""The activations that fuse with batch normalization: function, derivative, and the code that kernels know."""
+"""The activations that fuse with batch normalization: function, derivative, and the integer code that kernels take."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Activation:
 
     name: str
     slope: float = 0.0
-    # Of each instance, but no fields: torch.compile makes a frozen dataclass again from all of its fields.
+    # Attributes of each instance, but not fields: torch.compile rebuilds a frozen dataclass from all of its fields.
     code: ClassVar[int]
-    """The integer by which compiled operators know it."""
+    """The integer code that compiled operators take."""
     output_determines_derivative: ClassVar[bool]
     """True when the derivative can be computed from the output alone."""
 
@@ -41,7 +41,7 @@ class Activation:
 
     def __post_init__(self) -> None:
         kind = _KINDS[self.name]
-        # With a slope that is not positive, negative inputs and positive ones may share an output.
+        # If the slope is not positive, a negative and a positive input may have the same output.
         by_output = kind.from_output is not None and (self.name not in _SLOPED or self.slope > 0)
         object.__setattr__(self, "code", kind.code)
         object.__setattr__(self, "output_determines_derivative", by_output)
@@ -51,7 +51,7 @@ class Activation:
         return _KINDS[self.name].function(z, self.slope)
 
     def derivative(self, z: Tensor) -> Tensor:
-        """d act / d z, at kinks and at NaN with torch's convention; differentiable in turn."""
+        """d act / d z, with torch's convention at kinks and at NaN; itself differentiable."""
         return _KINDS[self.name].derivative(z, self.slope)
 
     def derivative_from_output(self, y: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ class Activation:
         return function(y, self.slope)
 
 
-# Of functions made of straight lines, torch's own operators for their gradients: constant though they are, they remain
-# functions of z in autograd's eyes, so that beta has a second derivative of 0, and not none.
+# Piecewise linear functions use torch's own gradient operators. Their gradient is constant, but autograd still sees a
+# function of z, so that the second derivative of beta is 0 and not missing.
 _aten = torch.ops.aten
 
 
@@ -129,14 +129,14 @@ _NAMED = {name: Activation(name, _SLOPED.get(name, 0.0)) for name in NAMES}
 
 
 def parse(activation: str | nn.Module | type[nn.Module] | Activation | None) -> Activation:
-    """The Activation that a name, a torch.nn module, or its class stands for; None stands for the identity.
+    """The Activation for a name, a torch.nn module or its class; None means the identity.
 
     Args:
         activation: None, one of `NAMES`, or nn.ReLU, ReLU6, LeakyReLU, ELU, SiLU, GELU, Hardswish, Sigmoid, Tanh or
             Identity, as instance or class. A module's own parameters (negative_slope, alpha, approximate) are kept.
 
     Raises:
-        ValueError: no such name, or a module of another kind.
+        ValueError: an unknown name, or a module of another class.
 
     Example:
         >>> parse("relu")
@@ -162,7 +162,7 @@ def parse(activation: str | nn.Module | type[nn.Module] | Activation | None) -> 
 
 
 def of_code(code: int, slope: float = 0.0) -> Activation:
-    """The Activation that kernels know by that code."""
+    """The Activation with this integer code."""
     return Activation(next(name for name, kind in _KINDS.items() if kind.code == code), slope)
 
 
@@ -181,9 +181,9 @@ MODULES: dict[type, Callable[..., Activation]] = {
 
 
 def of_module(module: object) -> Activation | None:
-    """The Activation that a module computes; None of one that computes something else.
+    """The Activation that a module computes; None if it computes anything else.
 
-    Of other libraries those are known that only call torch's function, by the name of their class.
+    Modules of other libraries that only call torch's function are recognized by the name of their class.
 
     Example:
         >>> of_module(nn.ReLU(inplace=True)), of_module(nn.Softmax())
@@ -207,7 +207,7 @@ _LOOKALIKES: dict[str, Callable[..., Activation | None]] = {
 
 
 def as_module(activation: Activation) -> nn.Module:
-    """The torch.nn module that computes the activation: what `parse` would make it from.
+    """The torch.nn module that computes the activation; the inverse of `parse`.
 
     Example:
         >>> as_module(parse("leaky_relu")), as_module(NONE)

@@ -1,4 +1,4 @@
-"""What the arguments of batch normalization must be, and what is said where they are not."""
+"""The rules for the arguments of batch normalization, and the errors where they are broken."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check(
         for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
             if vector is not None and vector.requires_grad:
                 raise RuntimeError(
-                    f"{name} follows the batches and has no gradient, but requires grad; pass {name}.detach()"
+                    f"{name} tracks the batches and has no gradient, but requires grad; pass {name}.detach()"
                 )
     if residual is not None:
         check_residual(residual, x)
@@ -69,7 +69,7 @@ def check(
     if settings.virtual_batch and (synchronized or renormalized):
         other = "synchronized over ranks" if synchronized else "renormalized"
         raise ValueError(
-            f"a virtual batch is one rank's, measured by itself, so it cannot be {other}: choose one of them"
+            f"a virtual batch is measured by itself, on one rank, so it cannot be {other}: choose one of the two"
         )
     if training and mask is None and not synchronized and has_lonely_values(x, settings.virtual_batch):
         raise lonely_values(x, virtual_batch=settings.virtual_batch)
@@ -79,7 +79,7 @@ def check(
 
 
 def check_virtual_batch_size(size: int | None) -> None:
-    """Raise a ValueError unless a virtual batch has a whole number of items, or is not asked for."""
+    """Raise a ValueError unless the size is a positive integer or None."""
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
         raise ValueError(
             f"virtual_batch_size must be a positive integer, or None for the whole batch, but got {size!r}"
@@ -87,7 +87,7 @@ def check_virtual_batch_size(size: int | None) -> None:
 
 
 def check_residual(residual: object, x: Tensor) -> None:
-    """Raise unless + would add the residual to x, and give something of x's shape that can be activated."""
+    """Raise unless x + residual is defined, has x's shape, and can be given to an activation."""
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual must be a tensor that is added to the input, but got {type(residual).__name__}")
     if residual.layout is not x.layout:
@@ -97,11 +97,11 @@ def check_residual(residual: object, x: Tensor) -> None:
         )
     if residual.is_complex() or residual.is_quantized:
         raise RuntimeError(
-            f"residual must be of real numbers, as the input is, but got {residual.dtype}; convert it first"
+            f"residual must hold real numbers, as the input does, but got {residual.dtype}; convert it first"
         )
     if not broadcasts(residual.shape, x.shape):
         raise RuntimeError(
-            f"residual must be of the input's shape, {tuple(x.shape)}, or broadcast to it, but got "
+            f"residual must have the input's shape, {tuple(x.shape)}, or broadcast to it, but got "
             f"{tuple(residual.shape)}"
         )
 
@@ -111,23 +111,23 @@ def check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model must be a torch.nn.Module, a whole model or a layer, but got {type(model).__name__}; "
-            "give several one at a time, or in a torch.nn.ModuleList"
+            "pass several one at a time, or in a torch.nn.ModuleList"
         )
 
 
 def _check_device(name: str, tensor: Tensor, x: Tensor, on_cpu: bool) -> None:
-    # A device is an object to be made and compared; whether it is the CPU is not.
+    # Comparing devices creates objects; is_cpu does not.
     if tensor.is_cpu is not on_cpu or not (on_cpu or tensor.device == x.device):
         raise RuntimeError(f"{name} should be on the input's device, {x.device}, but is on {tensor.device}")
 
 
 def wrong_channels(name: str, shape: tuple[int, ...], x: Tensor, dim: int = 1) -> RuntimeError:
-    """What to raise where `name`, of this shape, is no vector of the channels of x, which are in dimension `dim`."""
+    """The error where the vector `name` does not have one element per channel of x; channels are in dimension `dim`."""
     elements, features = math.prod(shape), x.size(dim)
     elsewhere = [d for d in range(1, x.dim()) if d != dim and x.size(d) == elements]
     cure = "".join(f"; are they in dimension {d}? Then build the layer with channel_dim={d}" for d in elsewhere)
     return RuntimeError(
-        f"{name} should contain {features} elements not {elements}, in one dimension: one for each channel of "
+        f"{name} should contain {features} elements not {elements}, in one dimension: one per channel of "
         f"the input, whose dimension {dim} is {features} in {tuple(x.shape)}; got {shape}{cure}"
     )
 
@@ -137,11 +137,11 @@ class LonelyValues(ValueError):
 
 
 class NonfiniteStatistics(RuntimeError):
-    """A batch measured NaN or infinite statistics, and was asked to raise then."""
+    """A batch has NaN or infinite statistics, and nonfinite="raise" is set."""
 
 
 def lonely_values(x: Tensor, layer: str | None = None, virtual_batch: int = 0) -> LonelyValues:
-    """What to raise where a channel has one value alone; `layer` is its name in the model, where that is known."""
+    """The error where a channel has a single value; `layer` is the layer's name in the model, if known."""
     where = f"{layer}: " if layer else ""
     cut, larger = "", "batch"
     if 0 < virtual_batch < x.size(0):
@@ -149,21 +149,23 @@ def lonely_values(x: Tensor, layer: str | None = None, virtual_batch: int = 0) -
     return LonelyValues(
         f"{where}Expected more than 1 value per channel when training, got input size {x.size()}{cut}: one value is "
         f"its own mean, so every output would be the bias. Use a larger {larger}, drop_last=True in the DataLoader for "
-        'a last batch of one, singleton="running" to normalise it with the running statistics, or eval mode for this '
+        'a last batch of one, singleton="running" to normalize it with the running statistics, or eval mode for this '
         "layer"
     )
 
 
 def lonely_block(layer: str) -> LonelyValues:
-    """What to raise where all that a layer saw in an `accumulate` block is one value a channel."""
+    """The error where a layer saw a single value per channel in a whole `accumulate` block."""
     return LonelyValues(
-        f"{layer}: Expected more than 1 value per channel in an accumulate block, but it saw one in all, which has no "
-        "variance; nothing was tracked. Leave out what is left over of the data, or build the layer with "
+        f"{layer}: Expected more than 1 value per channel in an accumulate block, but it saw only one, which has no "
+        "variance; nothing was tracked. Drop the remainder of the data, or build the layer with "
         'singleton="running"'
     )
 
 
 def has_lonely_values(x: Tensor, virtual_batch: int) -> bool:
     """Whether a channel of x, or of one of its virtual batches, has one value alone."""
-    items = min(x.size(0), virtual_batch or x.size(0))  # of the smallest: a remainder of one value joins another
+    items = min(
+        x.size(0), virtual_batch or x.size(0)
+    )  # of the smallest virtual batch: a remainder of one value joins the one before
     return x.size(1) > 0 and items * math.prod(x.shape[2:]) == 1

@@ -44,7 +44,7 @@ def complain(message: object) -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what a wrong path or a missing extra raises into one line: a traceback would help no user."""
+    """Turn the error of a wrong path or a missing extra into one line; a traceback would not help the user."""
     try:
         yield
     except (OSError, ValueError, ModuleNotFoundError) as error:
@@ -52,9 +52,9 @@ def one_line_errors() -> Iterator[None]:
 
 
 def folder_of(run: Path) -> Path:
-    """The folder that a path, or a name in the default folder for runs, stands for.
+    """Return the folder of a run, given by its path or by its name in the default folder for runs.
 
-    Raises where there is none: a mistyped path is another mistake than a folder that is no run.
+    Raises FileNotFoundError if there is none: a mistyped path and a folder without a run are different mistakes.
     """
     from .runs.schema import RUN
 
@@ -67,16 +67,16 @@ def folder_of(run: Path) -> Path:
 
 
 def _folder_to_come(run: Path) -> Path:
-    """The folder as `folder_of` finds it; where there is none yet, the one that the path stands for."""
+    """Return the folder as `folder_of` finds it; if it does not exist yet, the one that the path names."""
     try:
         return folder_of(run)
     except FileNotFoundError:
-        complain(f"no run in {run.absolute()} yet: waiting for one; Ctrl-C ends")
+        complain(f"no run in {run.absolute()} yet; waiting for one. Press Ctrl-C to stop.")
         return run
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON document; the value holds neither NaN nor infinity, which JSON lacks."""
+    """Print a JSON document. The value must not contain NaN or infinity, which JSON does not have."""
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
@@ -106,8 +106,8 @@ def train(
     experiment: Annotated[
         str | None,
         typer.Option(
-            help="all: all that the network has learns. gamma-beta: only gamma and beta do, every weight stays random. "
-            "paper: section 4.1 of Ioffe & Szegedy 2015, with batch norm and without.",
+            help="all: every parameter learns. gamma-beta: only gamma and beta learn; every weight stays random. "
+            "paper: section 4.1 of Ioffe & Szegedy 2015, with and without batch norm.",
             show_default="all, then gamma-beta",
         ),
     ] = None,
@@ -115,19 +115,21 @@ def train(
     arms: Annotated[
         str | None,
         typer.Option(
-            help="Some of learned, fixed, per-batch, none, with commas between.",
+            help="Any of learned, fixed, per-batch, none, separated by commas.",
             show_default="all four; gamma-beta: all but none; paper: learned,none",
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.", show_default="60")] = None,
     steps: Annotated[
         int | None,
-        typer.Option(help="In place of --epochs; tested a hundred times.", show_default="paper: 3000, as in it: 50000"),
+        typer.Option(
+            help="Instead of --epochs; tested a hundred times.", show_default="paper: 3000 (the paper: 50000)"
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Samples a step. What is left at the end of an epoch is a smaller batch; a single sample joins the "
+            help="Samples per step. The last batch of an epoch may be smaller; a single remaining sample joins the "
             "batch before it, since batch norm cannot train on one.",
             show_default="60",
         ),
@@ -135,7 +137,7 @@ def train(
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate of the first step; it falls to 0, with paper it stays.",
+            help="Learning rate of the first step. It falls to 0; with paper it stays constant.",
             show_default="sgd 0.1, adam 0.003; gamma-beta: 0.5, 0.02",
         ),
     ] = None,
@@ -144,13 +146,13 @@ def train(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Of the initial weights and the batches, the same in every arm.", show_default="0"),
+        typer.Option(help="Seed of the initial weights and the batches, the same in every arm.", show_default="0"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="New folder for the run.", show_default="runs/<data>-<model>-<time>")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.", show_default=False)
+        Path | None, typer.Option(metavar="RUN", help="Continue a run that was stopped.", show_default=False)
     ] = None,
     sync: Annotated[
         bool,
@@ -158,7 +160,7 @@ def train(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a network with batch norm learned, fixed, one pair a batch, and without; record it; write its page."""
+    """Train a network with batch norm learned, fixed, one pair per batch, and without; record it; write its page."""
     options = {"data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
     options |= {
         "steps": steps,
@@ -190,7 +192,7 @@ def list_(
 
     with one_line_errors():
         if not root.is_dir():
-            raise FileNotFoundError(f"no folder {root}; give the one that holds runs: batchnorm list ROOT")
+            raise FileNotFoundError(f"there is no folder {root}; name the folder that holds runs: batchnorm list ROOT")
         refused: list[str] = []
         runs = list_runs(root, refused)
         for line in refused:
@@ -203,7 +205,7 @@ def list_(
 
 @app.command()
 def show(run: RunPath, as_json: AsJson = False) -> None:
-    """Show in the terminal what a run recorded: its layers, gamma and beta, and what was not finite."""
+    """Show what a run recorded: its layers, gamma and beta, and values that were not finite."""
     from .runs import open_run
     from .view import terminal
     from .view.facts import facts
@@ -236,7 +238,7 @@ def report(
         Path | None, typer.Option(metavar="FILE", help="Also write the main chart as a PNG.", show_default=False)
     ] = None,
     format: Annotated[
-        str, typer.Option(help="html, or markdown: one screen for a pull request, printed unless --out is given.")
+        str, typer.Option(help="html; or markdown: one screen for a pull request, printed unless --out is given.")
     ] = "html",
     sample: Annotated[
         bool,
@@ -281,7 +283,7 @@ def report(
 
 
 def _markdown(run: Run, out: Path | None) -> str:
-    """The run in Markdown, with what diagnose finds in it; or, if there is a file to write it to, that file."""
+    """Return the run in Markdown, with the findings of diagnose; with `out`, write it there and return that path."""
     from .diagnosis import diagnose as find
     from .diagnosis.terminal import told
     from .runs.files import write_atomically
@@ -298,11 +300,11 @@ def _markdown(run: Run, out: Path | None) -> str:
 @app.command()
 def serve(
     run: RunPath,
-    port: Annotated[int, typer.Option(help="On 127.0.0.1.", show_default="any that is free")] = 0,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", show_default="any free port")] = 0,
 ) -> None:
-    """Serve the page of a run on this machine, growing while the run is written; Ctrl-C ends it.
+    """Serve the page of a run on this machine, updated while the run is written; Ctrl-C stops it.
 
-    The address holds a secret, a new one each time; BATCHNORM_TOKEN=SECRET and --port keep it the same.
+    The address contains a secret, a new one each time. Set BATCHNORM_TOKEN=SECRET and --port to keep it the same.
     """
     with one_line_errors():
         from .view.live import serve as serve_page
@@ -314,10 +316,10 @@ def serve(
 def tail(
     run: RunPath,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Stay when the run has ended: it may be resumed.")
+        bool, typer.Option("--follow", "-f", help="Keep following after the run has ended: it may be resumed.")
     ] = False,
 ) -> None:
-    """Follow a run in the terminal while it is written: its layers, and what is found wrong; ends with the run."""
+    """Follow a run in the terminal while it is written: its layers and findings. Ends when the run ends."""
 
     def find(opened: Any) -> list[tuple[str, tuple[str, ...], str]]:
         from .diagnosis import diagnose as judge
@@ -328,7 +330,7 @@ def tail(
         from .view.follow import follow as follow_run
 
         try:
-            with suppress(BrokenPipeError):  # who reads it has read enough
+            with suppress(BrokenPipeError):  # the reader has closed the pipe
                 follow_run(_folder_to_come(run), find, follow)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -340,19 +342,19 @@ def diagnose(
         list[Path],
         typer.Argument(
             metavar="RUN|CHECKPOINT...",
-            help="Folder of a run, or a .safetensors file or weights_only .pt state_dict. Several: each, and as ranks.",
+            help="Folder of a run, a .safetensors file, or a .pt state_dict. Several: judged one by one, and as ranks.",
             show_default=False,
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Find what is wrong with batch normalization; exit status 1: a serious finding, 2: nothing to judge."""
+    """Find what is wrong with batch normalization. Exit status 1: a serious finding; 2: nothing could be judged."""
     try:
         from .diagnosis import diagnose as find
         from .diagnosis import terminal
 
         findings = find(paths[0] if len(paths) == 1 else paths)
-        with suppress(BrokenPipeError, SystemExit):  # who reads it has read enough: rich would exit with 1
+        with suppress(BrokenPipeError, SystemExit):  # the reader has closed the pipe: rich would exit with 1
             if as_json:
                 print_json(findings.to_dict())
             else:
@@ -368,11 +370,11 @@ def diagnose(
 def summary(
     checkpoint: Annotated[
         Path,
-        typer.Argument(help="A .safetensors file or weights_only .pt state_dict.", show_default=False),
+        typer.Argument(help="A .safetensors file, or a state_dict saved as .pt.", show_default=False),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show the batch norms in a checkpoint: names, channels, batches tracked. It does not say eps and momentum."""
+    """Show the batch norms in a checkpoint: names, channels, batches tracked. A checkpoint has no eps and momentum."""
     with one_line_errors():
         from .diagnosis.checkpoint import read_checkpoint
         from .model.summary import Row, Summary
@@ -416,17 +418,17 @@ def export(
 @app.command("check-gpu")
 def check_gpu(
     out: Annotated[
-        Path | None, typer.Option(help="A JSON file to write, to be sent to us.", show_default=False)
+        Path | None, typer.Option(help="A JSON file to write, which you can send to us.", show_default=False)
     ] = None,
     allow: Annotated[
-        bool, typer.Option("--allow", help="If all is right, switch the kernels on for such a GPU.")
+        bool, typer.Option("--allow", help="If every check passes, switch the kernels on for this kind of GPU.")
     ] = False,
     interpreted: Annotated[
-        bool, typer.Option("--interpreted", help="On the CPU, by Triton's interpreter: minutes.")
+        bool, typer.Option("--interpreted", help="Run on the CPU with Triton's interpreter; takes minutes.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Prove the GPU kernels on this machine: values and gradients, memory, the same bits. Exit status 2: no GPU."""
+    """Check the GPU kernels on this machine: values, gradients, memory access, same bits. Exit status 2: no GPU."""
     with one_line_errors():
         from .proof.command import NOT_JUDGED, NoGPU
         from .proof.command import check_gpu as run_check
@@ -440,16 +442,17 @@ def check_gpu(
 
 @app.command()
 def bench(
-    full: Annotated[bool, typer.Option("--full/--quick", help="Every shape, in minutes, or a few.")] = False,
+    full: Annotated[bool, typer.Option("--full/--quick", help="Every shape (takes minutes), or a few.")] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="How many torch may use.", show_default="as torch has it")
+        int | None, typer.Option(min=1, help="Threads that torch may use.", show_default="torch's own setting")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.0, help="For the timing altogether, about.", show_default="10, full 300")
+        float | None,
+        typer.Option(min=0.0, help="Total time of the measurement, roughly.", show_default="10; with --full 300"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time batch normalization on this machine's CPU beside torch's, each case first checked against float64."""
+    """Time batch normalization on this machine's CPU against torch's. Each case is first checked against float64."""
     with one_line_errors():
         from .bench.command import bench as run_bench
 

@@ -1,4 +1,4 @@
-"""pool_buffers() and in_step(): ranks that agree on running statistics, and take as many steps as each other."""
+"""pool_buffers() and in_step(): the same running statistics, and the same number of steps, on every rank."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ Batch = TypeVar("Batch")
 
 @torch.no_grad()
 def pool_buffers(model: nn.Module, process_group: ProcessGroup | None = None) -> None:
-    """Make all ranks' running statistics the same: those of a model that has seen what each of them saw.
+    """Pool the running statistics of all ranks, so that every rank has those of all the data.
 
         n = sum n_r;  mean = sum n_r mean_r / n;  var = sum n_r (var_r + (mean_r - mean)^2) / n
 
-    For layers that each measured their own rank's batches, before evaluating or saving. Rank 0's buffers, which
-    DistributedDataParallel broadcasts, have seen one rank's data; the mean of the variances leaves out how far apart
-    the ranks' means are. By the law of total variance nothing is left out.
+    Use it before evaluating or saving, if each layer measured only the batches of its own rank. Rank 0's buffers, which
+    DistributedDataParallel broadcasts, describe one rank's data. The average of the variances lacks the spread between
+    the ranks' means; the law of total variance includes it.
 
-    n_r is the rank's num_batches_tracked: every batch counts the same, so a rank with more data weighs more, and one
-    that has not trained weighs nothing. (With a constant momentum a rank's statistics are of its last batches, which
-    stand for the others.) Ranks weigh the same in a layer that does not count. Counts stay as they are, and so does a
-    layer that no rank has trained. What a rank's own statistics leave out, how far apart its batches' means are, no
-    pooling brings back: `recalibrate` does.
+    n_r is the rank's num_batches_tracked: every batch counts the same, so a rank with more batches weighs more, and one
+    that has not trained weighs nothing. (With a constant momentum a rank's statistics describe its last batches, which
+    stand for the earlier ones.) In a layer that does not count batches, all ranks weigh the same. The counts stay as
+    they are, and so does a layer that no rank has trained. Each rank's own statistics lack the spread between the means
+    of its batches; pooling cannot restore that, `recalibrate` can.
 
-    One collective for all layers, torch.nn's or ours; all ranks have to call it. Synchronized layers agree already.
+    One collective serves all layers, torch.nn's or ours; every rank has to call it. Synchronized layers agree already.
     With DistributedDataParallel set broadcast_buffers=False, or rank 0's statistics replace the others' at every step.
 
     Args:
         model: any module; of the same architecture on every rank.
-        process_group: the ranks; None for all. Without torch.distributed, or alone, nothing is done.
+        process_group: the ranks; None for all. Nothing is done without torch.distributed, or with one rank.
 
     Raises:
         RuntimeError: the other ranks did not take part within the process group's timeout.
@@ -79,21 +79,22 @@ def _packed(layer: nn.modules.batchnorm._NormBase) -> Tensor:
 
 
 def in_step(batches: Iterable[Batch], process_group: ProcessGroup | None = None) -> Iterator[Batch]:
-    """This rank's batches, and after the last one empty batches for as long as another rank has one left.
+    """Yield this rank's batches, and then empty batches until no rank has a batch left.
 
-    So that all ranks take the same number of steps, with everything that these do together: synchronized layers, and
-    the gradients of DistributedDataParallel. (Its own `join` knows nothing of collectives in a forward: with
-    synchronized layers in the model it can only raise, throw_on_early_termination=True.) The loss of an empty batch may
-    be the NaN of a mean over nothing: its gradient is empty all the same, and that of the parameters 0.
+    All ranks then take the same number of steps, and meet in every collective: those of synchronized layers, and those
+    of DistributedDataParallel's gradients. (DistributedDataParallel's own `join` does not know collectives in a
+    forward: if the model has synchronized layers, it can only raise, throw_on_early_termination=True.) The loss of an
+    empty batch may be NaN, the mean over nothing. The gradient of such a batch is empty, and the parameters' gradients
+    are 0.
 
-    One collective a step, of one number, for which the step waits.
+    Each step waits for one collective of one number.
 
     Args:
         batches: tensors, or tuples, lists and dicts of them, with the samples in dimension 0.
         process_group: the ranks; None for all.
 
     Raises:
-        ValueError: this rank has no batches at all, so nothing says what an empty one looks like.
+        ValueError: this rank has no batches at all, so the shape of an empty one is unknown.
 
     Example:
         >>> [len(batch) for batch in in_step(torch.ones(5, 2).split(2))]  # a single process: its own batches
@@ -109,7 +110,9 @@ def in_step(batches: Iterable[Batch], process_group: ProcessGroup | None = None)
             left = torch.tensor([following is not None, batch is None and following is None], dtype=torch.float64)
             left = gather(left.to(_device(ranks)), ranks).amax(0).tolist()
             if left[1]:
-                raise ValueError("a rank has no batches at all: give every rank at least one, empty if need be")
+                raise ValueError(
+                    "every rank needs at least one batch, but this one has none: give it one, empty if necessary"
+                )
             if not left[0]:
                 return
         if following is None:

@@ -1,4 +1,4 @@
-"""batch_norm(): the whole of batch normalization as one pure function, checked and documented."""
+"""batch_norm(): all of batch normalization in one function, which has no state of its own."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ def batch_norm(
     virtual_batch_size: int | None = None,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Normalise each channel of the input, then scale, shift, add and activate, in one operation.
+    """Normalize each channel of the input, then scale, shift, add and activate, in one operation.
 
         y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual)
 
-    In training, mean and var are *measured*: those of this batch, var the biased one (divided by the count). The
-    running statistics are then *tracked*: running = (1 - momentum) * running + momentum * measured, var the unbiased
-    one (divided by count - 1). In eval the running statistics are used in place of the measured and nothing is updated.
-    weight and bias, gamma and beta, are *learned*: this function only reads them; their gradients are what moves them.
+    In training, mean and var are *measured*: they are those of this batch, with the biased variance (divided by the
+    count). The running statistics are then *tracked*: running = (1 - momentum) * running + momentum * measured, with
+    the unbiased variance (divided by count - 1). In eval the running statistics are used instead, and nothing is
+    updated. weight and bias, also called gamma and beta, are *learned*: this function only reads them, and an optimizer
+    moves them by their gradients.
 
     The first eight arguments are those of torch.nn.functional.batch_norm. Derivatives of any order, forward mode and
     torch.func's transforms are supported.
@@ -50,26 +51,27 @@ def batch_norm(
         running_mean, running_var: (C,), floating point, or None for neither. Updated in place in training.
         weight, bias: (C,), of x's dtype, or float32 beside a low-precision x; each may be None (1 and 0).
         training: measure the batch; else use the running statistics.
-        momentum: how much of the new enters the running statistics, 0 to 1. (Keras's momentum is 1 minus this.)
+        momentum: weight of the new value in the running statistics, 0 to 1. (Keras's momentum is 1 minus this.)
         eps: added to the variance, so in units of x squared; positive in training.
         residual: added before the activation, as by +; fused where it has x's shape and dtype.
         activation: None, "relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish", "sigmoid", "tanh", or the
-            torch.nn module of it.
-        mask: bool, broadcastable to x without its channels, (N, *): True counts. What is False takes no part in the
-            statistics, is 0 in y and has no gradient.
-        virtual_batch_size: in training, measure and normalise so many items of the batch at a time ("ghost batches"),
-            the last ones together if fewer; a last one that has one value alone joins the virtual batch before it. The
-            running statistics move once, by the union's.
-        process_group: in training, measure over the batches of all its ranks, which must all make this call; they may
-            hold different numbers of samples, or none. None: this process alone.
+            matching torch.nn module.
+        mask: bool, broadcastable to x without its channels, (N, *): True counts. A value that is False is left out of
+            the statistics, is 0 in y and has no gradient.
+        virtual_batch_size: in training, the number of items that are measured and normalized together ("ghost
+            batches"). The last virtual batch may be smaller; if it has a single value per channel, it joins the one
+            before it. The running statistics move once, by the statistics of the whole batch.
+        process_group: in training, measure over the batches of all its ranks. Every rank must make this call; ranks may
+            have different numbers of samples, or none. None: this process alone.
 
     Returns:
         y: shape, dtype and memory format of x.
 
     Raises:
         ValueError: one value per channel in training; eps not positive in training; a mask that is not bool or does not
-            broadcast; an unknown activation; a virtual batch of no items, or of ranks together.
-        RuntimeError: vectors without C elements; dtypes that do not go together; no running statistics in eval.
+            broadcast; an unknown activation; a virtual_batch_size that is not positive, or is given with a process
+            group.
+        RuntimeError: vectors without C elements; dtypes that do not match; no running statistics in eval.
         NotImplementedError: x is not floating point.
 
     Source: Ioffe & Szegedy 2015, Algorithms 1 and 2.

@@ -1,4 +1,4 @@
-"""Mixins: behaviour put in front of the class of a layer that is already there, and taken away again."""
+"""Mixins: behavior that is added in front of the class of an existing layer, and removed again."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 class Mixin(nn.Module):
-    """What is mixed into a layer's class.
+    """Base class of what is mixed into a layer's class.
 
-    A layer changes class and nothing else, so what holds on to it (optimizers, hooks, shared places, DDP) still does,
-    and it is still an instance of its own class. Unlike hooks, a class is what torch.compile watches for changes.
+    Only the layer's class changes. Whatever refers to the layer (optimizers, hooks, shared places, DDP) still does, and
+    it is still an instance of its own class. torch.compile notices a change of class, but not a new hook.
     """
 
     _of: type[nn.Module]  # of the classes that `_mixed` makes: what they were made of
@@ -31,7 +31,7 @@ class Mixin(nn.Module):
 
 
 def plain_class(layer: nn.Module) -> type[nn.Module]:
-    """The layer's class but for mixins: what to compare where an exact class matters."""
+    """The layer's class without mixins: compare this one where the exact class matters."""
     return _unmixed(type(layer))
 
 
@@ -42,7 +42,7 @@ def _unmixed(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def class_of_copies(layer: nn.Module) -> type[nn.Module]:
-    """The layer's class but for the mixins that copies do not have."""
+    """The layer's class without the mixins that copies do not get."""
     return _in_front(type(layer), _without(_behind(type(layer)), lambda mixin: not mixin._copied))
 
 
@@ -70,8 +70,8 @@ def _without(cls: type[nn.Module], leave_out: Callable[[type[Mixin]], bool]) -> 
     return _compose(_unmixed(cls), tuple(mixin for mixin in _mixins(cls) if not leave_out(mixin)))
 
 
-# torch.nn.utils.parametrize derives a class from the layer's, whatever that is, and takes for granted that it stays the
-# layer's class until the parametrization is removed. So mixins go behind it.
+# torch.nn.utils.parametrize derives a class from the layer's current class, and expects it to stay the layer's class
+# until the parametrization is removed. So mixins go behind it.
 
 
 def _is_parametrized_class(cls: type[nn.Module]) -> bool:
@@ -79,18 +79,18 @@ def _is_parametrized_class(cls: type[nn.Module]) -> bool:
 
 
 def _behind(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class that a parametrization was put in front of; of all others the class itself."""
+    """The class behind a parametrization; for any other class, the class itself."""
     return cls.__bases__[0] if _is_parametrized_class(cls) else cls
 
 
 def _in_front(cls: type[nn.Module], behind: type[nn.Module]) -> type[nn.Module]:
-    """The parametrization of a class put in front of another; where there is none, the other."""
+    """The class `behind`, with the parametrization of `cls` in front of it if there is one."""
     if not _is_parametrized_class(cls):
         return behind
     if cls.__bases__ == (behind,):
         return cls
     members = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-    return type(cls.__name__, (behind,), members)  # another, for copies of the layer share its class
+    return type(cls.__name__, (behind,), members)  # a new one, because copies of the layer share its class
 
 
 def _mixins(cls: type[nn.Module]) -> tuple[type[Mixin], ...]:
@@ -120,7 +120,7 @@ def _new(cls: type[nn.Module], mixins: tuple[type[Mixin], ...]) -> nn.Module:
 
 
 def is_parametrized(layer: nn.Module) -> bool:
-    """Whether a tensor of it is computed by torch.nn.utils.parametrize, which gives the layer a class of its own."""
+    """Whether torch.nn.utils.parametrize computes a tensor of the layer; it has then changed the layer's class."""
     return "parametrizations" in layer._modules
 
 
@@ -140,12 +140,12 @@ def original_class(layer: nn.Module) -> type[nn.Module]:
 
 
 def is_sharded(layer: nn.Module) -> bool:
-    """Whether fully_shard gave the layer itself a class of its own."""
+    """Whether fully_shard has changed the class of the layer itself."""
     return any(base.__name__ == "FSDPModule" for base in plain_class(layer).__bases__)
 
 
 def runs_alone(layer: object) -> bool:
-    """Whether it is a subclass made ours whose forward is ours and then its children's, and these are identities."""
+    """Whether it is a converted subclass whose forward is ours followed by its children, all of them identities."""
     if not isinstance(layer, nn.Module) or "_runs_parts" not in vars(cls := plain_class(layer)):
         return False
     parts = [part for part in layer._modules.values() if part is not None]
@@ -159,14 +159,14 @@ def option(layer: nn.Module, name: str, default: Any) -> Any:
 
 
 def handed_over(layer: nn.Module) -> Any:
-    """The Moments of the last batch that a layer of ours measured in training; None of one that hands over nothing."""
+    """The Moments of the last batch that a layer of ours measured in training; None for a layer that keeps none."""
     return getattr(layer, "_batchnorm_moments", None)
 
 
 def observed(module: nn.Module) -> bool:
-    """Whether anybody would notice that the module's own output does not come about.
+    """Whether anybody would notice that the module's own output is never computed.
 
-    A hook that has an attribute `reads_statistics_alone` looks at what the layer measures, and at no output.
+    A hook with the attribute `reads_statistics_alone` reads what the layer measures, never its output.
     """
     own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     if any(not hasattr(hook, "reads_statistics_alone") for hooks in own if hooks for hook in hooks.values()):

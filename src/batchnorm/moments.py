@@ -13,8 +13,8 @@ class Moments:
     """Count, mean and sum of squared deviations of each channel over a set of samples.
 
     The moments of two sets merge exactly into those of their union, so the same small type serves a batch, a masked
-    batch, the ranks of a process group, micro-batches, and a pass over a whole data set. Whoever needs a variance
-    merges Moments: averaging variances loses the spread between the means, and E[x^2] - E[x]^2 loses everything when
+    batch, the ranks of a process group, micro-batches, and a pass over a whole data set. Merge Moments to get a
+    variance: the average of variances lacks the spread between the means, and E[x^2] - E[x]^2 loses all its digits when
     the mean is large.
 
     Attributes:
@@ -57,7 +57,7 @@ class Moments:
 
         Args:
             x: (N, C, *), floating point, any strides. N or * may be empty.
-            mask: bool, broadcastable to x without its channels, (N, *): True counts. What lies under False is not
+            mask: bool, broadcastable to x without its channels, (N, *): True counts. Values where it is False are not
                 read, NaN included.
 
         Raises:
@@ -75,10 +75,10 @@ class Moments:
             count = mask.sum()
         divisor = count.clamp(min=1)
         mean = values.sum(over) / divisor
-        centred = values - mean.view(per_channel(x))
+        centered = values - mean.view(per_channel(x))
         if mask is not None:
-            centred = torch.where(mask, centred, 0.0)
-        return cls(count, mean, centred.square().sum(over))
+            centered = torch.where(mask, centered, 0.0)
+        return cls(count, mean, centered.square().sum(over))
 
     def merge(self, *others: Moments) -> Moments:
         """Moments of the union of this set of samples and the others, merged in the order given.
@@ -86,10 +86,10 @@ class Moments:
             n = n_a + n_b;  d = mean_b - mean_a;  mean = mean_a + d * n_b / n;  m2 = m2_a + m2_b + d^2 * n_a * n_b / n
 
         Args:
-            others: moments of as many channels, of samples that are not in this set.
+            others: moments with the same number of channels, of samples that are not in this set.
 
         Raises:
-            ValueError: moments of another number of channels.
+            ValueError: the numbers of channels differ.
         """
         merged = self
         for other in others:
@@ -99,7 +99,7 @@ class Moments:
     def merged(self) -> Moments:
         """Moments of the union of G sets whose moments are stacked, all at once.
 
-        Takes count, mean and m2 of (G, C) (count also (G, 1)) to (C,): those of virtual batches, or of ranks.
+        Merges count, mean and m2 of shape (G, C) (count also (G, 1)) into (C,): those of virtual batches, or of ranks.
 
         Example:
             >>> x = torch.tensor([[[1.0], [2.0]], [[3.0], [6.0]]])  # two sets of two values
@@ -114,7 +114,7 @@ class Moments:
             return Moments(count, self.mean.sum(0), self.m2.sum(0))
         present = self.count > 0
         share = self.count / count.clamp(min=1).double()
-        # Around one of the means, not around 0: what is averaged is then as small as the means differ.
+        # Around one of the means, not around 0: the averaged numbers are then only as large as the means differ.
         first = self.mean.gather(0, present.expand_as(self.mean).int().argmax(0, keepdim=True))
         mean = first[0] + torch.where(present, (self.mean - first) * share, 0.0).sum(0)
         delta = torch.where(present, self.mean - mean, 0.0)
@@ -124,7 +124,7 @@ class Moments:
         """Variance of each channel, (C,) float64; NaN where there are too few values to have one.
 
         Args:
-            unbiased: divide by count - 1 (what a running variance tracks) instead of count (what normalises a batch).
+            unbiased: divide by count - 1, as for a running variance, instead of by count, as for normalizing a batch.
         """
         divisor = self.count - 1 if unbiased else self.count
         return torch.where(divisor > 0, self.m2 / divisor, torch.nan)
@@ -159,7 +159,7 @@ def broadcast_mask(mask: Tensor, x: Tensor) -> Tensor:
     """
     target = torch.Size((x.size(0), *x.shape[2:]))
     if mask.dtype != torch.bool:
-        raise ValueError(f"expected a bool mask (True counts), but got {mask.dtype}; compare first, as in lengths > t")
+        raise ValueError(f"expected a bool mask (True counts), but got {mask.dtype}; convert it, as in mask.bool()")
     if not broadcasts(mask.shape, target):
         raise ValueError(
             f"expected a mask that broadcasts to the input without its channels, {list(target)}, but got "
@@ -177,13 +177,13 @@ def broadcasts(shape: torch.Size, target: torch.Size) -> bool:
 
 
 def _without_channels(mask: Tensor, x: Tensor) -> str:
-    """The cure where the mask only has a dimension of channels too many."""
+    """The cure if the mask only has an extra dimension of channels."""
     kept = list(mask.shape[:1] + mask.shape[2:])
     return "; leave out its dimension of channels, as in mask[:, 0]" if kept == [x.size(0), *x.shape[2:]] else ""
 
 
 def mask_of_lengths(lengths: Tensor, x: Tensor, channel_dim: int = 1, mask: Tensor | None = None) -> Tensor:
-    """The mask of sequences of which the first `lengths` values count: (N, L), and what another mask says of them.
+    """The mask, (N, L), of sequences whose first `lengths` values count, combined with another mask if there is one.
 
     Args:
         lengths: integers, (N,), from 0 to L.
@@ -193,12 +193,12 @@ def mask_of_lengths(lengths: Tensor, x: Tensor, channel_dim: int = 1, mask: Tens
 
     Raises:
         TypeError: lengths are no tensor.
-        ValueError: x has not one dimension beside batch and channels; lengths are not N integers, or not from 0 to L
-            (told on the CPU alone, where looking costs nothing).
+        ValueError: x does not have exactly one dimension besides batch and channels; lengths are not N integers from 0
+            to L (values are checked on the CPU only, where reading them costs nothing).
     """
     if x.dim() != 3:
         raise ValueError(
-            f"lengths are of sequences, (N, C, L), but got an input of {tuple(x.shape)}; pass a mask instead"
+            f"lengths need an input of sequences, (N, C, L), but got {tuple(x.shape)}; pass a mask instead"
         )
     if not isinstance(lengths, Tensor):
         raise TypeError(f"expected lengths as a tensor, but got {type(lengths).__name__}; pass torch.tensor(lengths)")
@@ -207,8 +207,8 @@ def mask_of_lengths(lengths: Tensor, x: Tensor, channel_dim: int = 1, mask: Tens
     longest = x.size(3 - channel_dim % 3)
     if _readable(lengths) and ((lengths < 0) | (lengths > longest)).any():
         raise ValueError(
-            f"lengths are from 0 to {longest}, that of an input of {tuple(x.shape)}, but got {lengths.tolist()}; if a "
-            "layer before this one has strides, they have to be divided as it divides the input"
+            f"lengths must be from 0 to {longest} for an input of {tuple(x.shape)}, but got {lengths.tolist()}; if a "
+            "layer before this one has a stride, divide the lengths by it too"
         )
     positions = torch.arange(longest, device=x.device)
     counts = positions < lengths.to(x.device).unsqueeze(1)
@@ -216,7 +216,7 @@ def mask_of_lengths(lengths: Tensor, x: Tensor, channel_dim: int = 1, mask: Tens
 
 
 def _readable(values: Tensor) -> bool:
-    """Whether values can be looked at at once: no device to wait for, and nothing that traces or transforms."""
+    """Whether values can be read now: without waiting for a device, and while nothing traces or transforms."""
     traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
     transformed = torch._C._are_functorch_transforms_active()
     return values.is_cpu and type(values) is Tensor and not (traced or transformed)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Nonfinite = Literal["propagate", "skip", "raise"]
 Statistics = Tensor | native.Measured
-"""What a call measured, as the operators that measured it keep it; `moments_of` reads both."""
+"""What a call measured, in the form of the operators that measured it; `moments_of` reads either form."""
 
 
 class Running(NamedTuple):
@@ -47,9 +47,9 @@ class Tracking(NamedTuple):
     """How the running statistics follow the measured ones.
 
     Attributes:
-        momentum: how much of the new enters. A tensor too, so that a cumulative average needs no value from the device.
-        unbiased: follow the unbiased variance, as PyTorch does; else the biased one, as Keras does.
-        nonfinite: of a channel whose measured statistics are not finite: take them in, skip them, or raise.
+        momentum: weight of the new value. May be a tensor, so that a cumulative average reads nothing from the device.
+        unbiased: track the unbiased variance, as PyTorch does; else the biased one, as Keras does.
+        nonfinite: what to do if a channel's measured statistics are not finite: track them, skip them, or raise.
     """
 
     momentum: float | Tensor = 0.1
@@ -66,10 +66,10 @@ def normalize_batch(
     ranks: ProcessGroup | None = None,
     renorm: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Statistics | None]:
-    """`batch_norm`, and the statistics it measured, for `moments_of`: None where it measured nothing.
+    """Return y as of `batch_norm`, and the measured statistics for `moments_of`, or None if nothing was measured.
 
     Args:
-        operands, settings: what to normalise, and how.
+        operands, settings: what to normalize, and how.
         running: read in eval and by renorm, moved in training.
         tracking: None leaves the running statistics alone.
         ranks: measure over all these ranks' batches.
@@ -164,7 +164,7 @@ def train_renormalized(
     ranks: ProcessGroup | None,
     renorm: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
-    """Batch renormalization, by what this process or all ranks measure, and the running statistics before they move."""
+    """Batch renormalization, by what this process or all ranks measure, and by the old running statistics."""
     statistics, followed = _measured(operands, settings, tracking, ranks)
     operands = _renormalized(operands, running, statistics, settings.eps, *renorm)
     y = normalize_measured(operands, statistics, settings, ranks)
@@ -192,17 +192,17 @@ def exported(
 
 
 def _added(z: Tensor, residual: Tensor, mask: Tensor | None, settings: Settings) -> Tensor:
-    """The activation of z + residual, of a residual that the operators do not add: of another shape or dtype."""
+    """activation(z + residual), for a residual that the operators do not add: its shape or dtype is not x's."""
     if mask is None:
         return settings.activation(z + residual)
-    mask = broadcast_mask(mask, z)  # the residual too may have anything under it
+    mask = broadcast_mask(mask, z)  # where the mask is False, the residual too may hold anything
     return torch.where(mask, settings.activation(z + torch.where(mask, residual, 0.0)), 0.0)
 
 
 def _measured(
     operands: Operands, settings: Settings, tracking: Tracking | None, ranks: ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
-    """Statistics of the batch, of all ranks if there are any; and what the running statistics are to follow."""
+    """Statistics of the batch, over all ranks if there are any; and those that the running statistics are to track."""
     x, mask = operands.x, operands.mask
     with torch.no_grad():
         statistics = choose.steps(x).measure(x.detach(), mask)
@@ -214,7 +214,7 @@ def _measured(
 
 
 def track(running: Running, moments: Moments, tracking: Tracking) -> Tensor:
-    """Move the running statistics, in place, towards moments that were measured before; returns their statistics."""
+    """Move the running statistics, in place, toward moments that were measured earlier; return these as statistics."""
     statistics = plain.statistics_of(moments.count, moments.mean, moments.m2)
     _follow(running, _followed(statistics, tracking), tracking)
     return statistics
@@ -236,7 +236,7 @@ def _follow(running: Running, statistics: Tensor, tracking: Tracking | None) -> 
     mean, var = running
     if tracking is None or mean is None or var is None:
         return
-    # A momentum that is a tensor must not be read where somebody traces, and vmap may have made a batch of the running
+    # A momentum that is a tensor must not be read while the call is traced, and vmap may have batched the running
     # statistics.
     steps = plain if isinstance(tracking.momentum, Tensor) else choose.steps(statistics)
     steps.track(mean, var, statistics, tracking.momentum, tracking.unbiased, tracking.nonfinite == "skip")
@@ -258,7 +258,7 @@ def _merged(statistics: Tensor) -> Tensor:
 
 
 def _followed(statistics: Tensor, tracking: Tracking | None) -> Tensor:
-    """What the running statistics are to follow, (3, C); raises, before anything has moved, if that was asked."""
+    """The statistics to track, (3, C). With nonfinite="raise" it raises before anything has moved."""
     if tracking is None:
         return statistics
     if statistics.dim() == 3:
@@ -269,8 +269,8 @@ def _followed(statistics: Tensor, tracking: Tracking | None) -> Tensor:
         if broken:
             raise NonfiniteStatistics(
                 f"the batch has NaN or infinite statistics in {len(broken)} of {mean.numel()} channels (the first: "
-                f"{broken[:5]}); the running statistics are as they were. Look for the layer before this one that "
-                'overflowed, or train on with nonfinite="skip"'
+                f"{broken[:5]}); the running statistics have not changed. Look for an earlier layer that "
+                'overflows, or continue with nonfinite="skip"'
             )
     return statistics
 
@@ -278,7 +278,7 @@ def _followed(statistics: Tensor, tracking: Tracking | None) -> Tensor:
 def _renormalized(
     operands: Operands, running: Running, statistics: Tensor, eps: float, r_max: float, d_max: float
 ) -> Operands:
-    """Batch renormalization as other weights and biases: xhat * r + d in place of xhat, r and d held constant.
+    """Batch renormalization as a change of weight and bias: xhat * r + d in place of xhat, r and d held constant.
 
     r = clip(sigma / sigma_running, 1 / r_max, r_max);  d = clip((mean - mean_running) / sigma_running, -d_max, d_max)
     """
@@ -296,9 +296,9 @@ def _renormalized(
 
 
 def _exports() -> bool:
-    """Whether the model is being written down for a program that has none of our operators."""
+    """Whether the model is being exported for a program that does not have our operators."""
     tracing = torch._C._get_tracing_state() is not None  # torch.jit's, and so ONNX's older exporter's too
-    # What torch.compiler.is_exporting() returns; up to torch 2.11, torch.compile takes a call of that for True.
+    # The value of torch.compiler.is_exporting(); up to torch 2.11, torch.compile treats a call of it as True.
     return tracing or torch.compiler._is_exporting_flag
 
 
@@ -309,5 +309,5 @@ def _is_standard(mask: Tensor | None, settings: Settings, training: bool, tracki
 
 
 def _is_as_torch(tracking: Tracking) -> bool:
-    """Whether torch's own operator moves the running statistics so."""
+    """Whether torch's own operator moves the running statistics in this way."""
     return not isinstance(tracking.momentum, Tensor) and tracking.unbiased and tracking.nonfinite == "propagate"

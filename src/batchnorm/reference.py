@@ -1,6 +1,6 @@
-"""Batch normalization by its definition, forward and backward, in float64: the oracle the rest is tested against.
+"""Batch normalization by its definition, forward and backward, in float64: the oracle for all tests.
 
-Nothing here is fast and nothing is clever. Each line is a formula of docs/mathematics.md, which derives it.
+Nothing here is optimized. Each line is a formula of docs/mathematics.md, which derives it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .moments import Moments, broadcast_mask, per_channel
 
 
 class Forward(NamedTuple):
-    """y, and the statistics it was normalised with: (C,) mean and biased variance."""
+    """y, and the statistics it was normalized with: (C,) mean and biased variance."""
 
     y: Tensor
     mean: Tensor
@@ -42,7 +42,7 @@ def forward(
     activation: Activation = NONE,
     mask: Tensor | None = None,
 ) -> Forward:
-    """Normalise each channel of x, in float64.
+    """Normalize each channel of x, in float64.
 
         xhat = (x - mean) / sqrt(var + eps);  z = weight * xhat + bias + residual;  y = act(z), 0 where masked
 
@@ -50,7 +50,7 @@ def forward(
         x: (N, C, *), any floating-point dtype.
         weight, bias: (C,), gamma and beta; None stands for 1 and 0.
         eps: added to the variance, so in units of x squared.
-        running: (C,) mean and variance to normalise with, as in eval; None measures them on x (biased variance).
+        running: (C,) mean and variance to normalize with, as in eval; None measures them on x (biased variance).
         residual: of x's shape, added before the activation.
         mask: bool, broadcastable to x without its channels; True counts.
 

@@ -1,4 +1,4 @@
-"""Tables with a sentence over them: printed in a terminal, and shown in a notebook, as text whatever is in them."""
+"""Tables with a headline, for the terminal and for notebooks. Cells are shown as plain text, whatever they hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Table:
-    """What has a headline, columns, and cells for each row; the columns in `_numbers` are set to the right."""
+    """Base class of tables: a headline, columns, and the cells of each row. Columns in `_numbers` are right-aligned."""
 
     _columns: tuple[str, ...] = ()
     _numbers: tuple[str, ...] = ()
@@ -49,21 +49,21 @@ class Table:
 
 
 def to_html(headline: str, columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[str] = ()) -> str:
-    """Return a sentence and a table in HTML. All of it is escaped: what is passed is text.
+    """Return a sentence and a table in HTML. Whatever is passed is text, and is escaped.
 
-    It has no colours of its own, so it looks right on any ground, light or dark.
+    It sets no colors, so it fits a light and a dark background.
 
     Args:
-        headline: the sentence; a new line in it is kept. Empty: none.
-        columns: their names; none, where the sentence is all.
+        headline: the sentence; line breaks in it are kept. Empty for none.
+        columns: their names; empty for a sentence without a table.
         rows: the cells of each.
-        numbers: the columns that are set to the right.
+        numbers: the columns that are right-aligned.
 
     Example:
         >>> to_html("One layer", ["layer"], [["<b>"]])[:52]
         '<p style="white-space:pre-line">One layer</p><table>'
     """
-    # Notebooks set all cells to the right, and give every table their own colours.
+    # Notebooks right-align all cells, and give every table their own colors.
     styles = [f"text-align:{'right' if name in numbers else 'left'};white-space:pre-wrap" for name in columns]
 
     def row(tag: str, cells: Sequence[str]) -> str:

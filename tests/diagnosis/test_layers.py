@@ -1,4 +1,4 @@
-"""What values, settings and neighbours tell: each rule fires on its fault, and not on the same model without it."""
+"""What values, settings and neighbors tell: each rule fires on its fault, and not on the same model without it."""
 
 import copy
 
@@ -148,7 +148,7 @@ def test_a_checkpoint_without_buffers():
         (found,) = bn.diagnose(state)
         assert (found.rule, found.severity) == ("untracked", "serious")
         assert found.layer.endswith("bn1")
-    with pytest.raises(ValueError, match="One of parameters alone lacks them"):
+    with pytest.raises(ValueError, match="A dict of only the parameters lacks them"):
         bn.diagnose(dict(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).named_parameters()))
 
 
@@ -157,7 +157,7 @@ def constant(layer):
     nn.init.constant_(layer.bias, 0.1)
 
 
-INITIALISATIONS = {
+INITIALIZATIONS = {
     "zeros, as the last of a residual block": lambda layer: nn.init.zeros_(layer.weight),
     "N(1, 0.02), as of generators": lambda layer: nn.init.normal_(layer.weight, 1.0, 0.02),
     "uniform, as of old torch": lambda layer: nn.init.uniform_(layer.weight),
@@ -165,7 +165,7 @@ INITIALISATIONS = {
 }
 
 
-@pytest.mark.parametrize("init", INITIALISATIONS.values(), ids=list(INITIALISATIONS))
+@pytest.mark.parametrize("init", INITIALIZATIONS.values(), ids=list(INITIALIZATIONS))
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_fresh_model_is_healthy(init, frozen):
     model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, bias=False))

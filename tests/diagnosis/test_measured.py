@@ -145,7 +145,7 @@ def test_a_batch_of_one():
 
 
 def test_compare_modes_with_a_last_batch_of_one():
-    """In train mode the last one is normalised by all that was seen: here the mean and variance of all the data."""
+    """In train mode the last one is normalized by all that was seen: here the mean and variance of all the data."""
     batches = data(batches=2)
     model, (x, y) = trained(batches), (torch.cat(each) for each in zip(*batches, strict=True))
     x, y = x[:33], y[:33]
@@ -200,7 +200,7 @@ def test_the_data_are_to_be_checked_where_already_the_first_layer_differs():
     found = [f for f in bn.diagnose(model, moved, loss=F.cross_entropy) if f.rule in ("unconverged", "eval-gap")]
     assert len(found) == 2
     for finding in found:
-        assert finding.remedy.splitlines()[0].startswith("# prepare the batches as those of the training")
+        assert finding.remedy.splitlines()[0].startswith("# prepare the batches like the training data")
         assert finding.remedy.splitlines()[-1].startswith("bn.recalibrate")
 
 

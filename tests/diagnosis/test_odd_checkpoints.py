@@ -40,7 +40,7 @@ def test_what_holds_no_plain_numbers_is_named(tmp_path, kind, key):
         assert said.exit_code == status
         assert said.stderr.count("\n") == 1
         assert str(path) in said.stderr
-        assert kind == "expanded far" or f"1.{key} must hold real numbers, a channel each" in said.stderr
+        assert kind == "expanded far" or f"1.{key} must hold one real number per channel" in said.stderr
 
 
 @pytest.mark.parametrize("kind", ["scalar", "inf", "complex scalar", "meta scalar", "negative", "sparse", "text"])

@@ -271,7 +271,10 @@ def test_what_is_in_the_way_is_named():
             out = self.act(out)
             return out
 
-    for build, why in ((Observed, "add_relu may observe the sum"), (Scaled, "what is added runs after the batch norm")):
+    for build, why in (
+        (Observed, "add_relu may observe the sum"),
+        (Scaled, "the other summand is computed after the batch norm"),
+    ):
         with pytest.warns(UserWarning, match=why):
             bn.convert(build(), fuse=True)
 
@@ -297,7 +300,7 @@ def test_many_modules_of_one_class_are_one_line_with_file_and_line():
 
 def test_a_graph_that_torch_fx_wrote_is_named():
     graph = torch.fx.symbolic_trace(Activated(Short()))
-    with pytest.warns(UserWarning, match="torch.fx wrote its forward"):
+    with pytest.warns(UserWarning, match="torch.fx generated its forward"):
         bn.convert(graph, fuse=True)
 
 

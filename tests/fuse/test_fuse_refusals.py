@@ -222,12 +222,12 @@ REFUSED = {
     ChangesTheInput: "`x.add_.1.`: this is between",
     ChangesTheInputBesideTheActivation: "between",
     ChangesTheInputByAModule: "`y = self.inplace.x.`: this is between",
-    ChangesTheInputInTheSum: "what is added runs after the batch norm",
+    ChangesTheInputInTheSum: "the other summand is computed after the batch norm",
     AddsIntoTheOther: "written into the other summand",
     AddsDirectlyIntoTheOther: "written into the other summand",
     AsksAPropertyWhileItSums: "this is between",
     Chance: "rand_like.*this is between",
-    AsksForItsClass: "type would see that the class is another",
+    AsksForItsClass: "type would see that the class has changed",
     LooksAtItsVariables: "locals would see",
     Inside: "function inside a function",
     Decorated: "something is wrapped around it",
@@ -308,7 +308,7 @@ TEXT = "class Model(Two):\n    def forward(self, x):\n        return self.relu(s
 
 
 def test_without_a_source_it_says_so():
-    with pytest.warns(UserWarning, match="the model.: forward has no source that could be read"):
+    with pytest.warns(UserWarning, match="the model.: forward has no readable source"):
         bn.convert(from_text(TEXT.format(""))(), fuse=True)
 
 
@@ -319,7 +319,7 @@ def test_a_source_edited_after_it_was_loaded_is_not_believed(said):
     linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
     model = from_text(TEXT.format(""), name)()
     if said:
-        with pytest.warns(UserWarning, match="not what its file says now"):
+        with pytest.warns(UserWarning, match="differs from its source file"):
             bn.convert(model, fuse=True)
     else:
         assert type(bn.convert(model, fuse=True)) is not type(Two())

@@ -183,7 +183,7 @@ def test_a_crafted_checkpoint_is_refused_and_the_run_stays_as_it_was(stopped, tm
     assert isinstance(done.exception, SystemExit)
     assert done.exit_code == 2
     assert line.startswith(f"batchnorm: {path}: damaged (")
-    assert line.endswith("); delete it to train this arm from its start")
+    assert line.endswith("); delete it to train this arm from the start")
     assert contents(tmp_path / "run") == before
     assert bn.open_run(tmp_path / "run").status == "interrupted"
 
@@ -226,7 +226,7 @@ def test_nothing_is_read_or_written_through_a_link(stopped, tmp_path):
     shutil.move(run / "learned", mine)
     (run / "learned").symlink_to(mine)
     before = contents(mine)
-    with pytest.raises(LabError, match="must be a folder of its own, and is a link"):
+    with pytest.raises(LabError, match="must be a regular folder, but is a link"):
         Experiment.resume(run).run()
     assert contents(mine) == before
     (run / "learned").unlink()
@@ -235,7 +235,7 @@ def test_nothing_is_read_or_written_through_a_link(stopped, tmp_path):
         path = run / "learned" / CHECKPOINT
         path.unlink()  # the folder is the last
         make(path)
-        with pytest.raises(LabError, match="must be a file of its own"):
+        with pytest.raises(LabError, match="must be a regular file with one name"):
             Experiment.resume(run).run()
     assert contents(mine) == before
 

@@ -88,7 +88,7 @@ def test_ctrl_c_leaves_a_readable_run_and_says_how_to_go_on(source, tmp_path):
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stdout == ""
-    assert stderr.splitlines()[-1].endswith(f"to go on: batchnorm train --resume '{path}'")
+    assert stderr.splitlines()[-1].endswith(f"To continue: batchnorm train --resume '{path}'")
     assert "Traceback" not in stderr
     run = bn.open_run(path)
     assert run.status == run.main.status == "interrupted"

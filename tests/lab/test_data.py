@@ -24,7 +24,7 @@ def images(count: int, side: int = 4) -> tuple[np.ndarray, np.ndarray]:
 
 
 def undo(x: torch.Tensor, like: np.ndarray) -> np.ndarray:
-    """The numbers before they were standardised by the mean and deviation of `like`, all of it one channel."""
+    """The numbers before they were standardized by the mean and deviation of `like`, all of it one channel."""
     return x.double().numpy() * like.std() + like.mean()
 
 
@@ -63,7 +63,7 @@ def test_mnist5k_is_mlxtends():
     assert [known[row.astype(np.uint8).tobytes()] for row in got] == data.y_test.tolist()
 
 
-def test_standardised_by_the_training_part_alone():
+def test_standardized_by_the_training_part_alone():
     data = load("digits")
     # float32 sums of 92,000 numbers of size 1: a few 1e-7 each.
     assert abs(data.x_train.double().mean()) < 1e-6
@@ -71,7 +71,7 @@ def test_standardised_by_the_training_part_alone():
     assert abs(data.x_test.double().mean()) > 1e-4  # the test part has a mean of its own
 
 
-def test_features_are_standardised_one_by_one(tmp_path):
+def test_features_are_standardized_one_by_one(tmp_path):
     x = RNG.normal([5, -300, 7], [1, 20, 0], (50, 3))
     np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(50) % 2, x_test=x[:5], y_test=np.arange(5) % 2)
     data = load(str(tmp_path / "a.npz"))
@@ -192,5 +192,5 @@ def test_bad_sources(tmp_path):
 
 def test_a_missing_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(LabError, match=r"digits comes with sklearn, which is not here: pip install 'batchnorm\[lab\]'"):
+    with pytest.raises(LabError, match=r"which is not installed: pip install 'batchnorm\[lab\]'"):
         load("digits")

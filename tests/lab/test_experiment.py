@@ -222,7 +222,7 @@ def test_resuming_a_finished_run_changes_nothing(whole):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"epochs": 4}, "--epochs 4 contradicts .*, which has 3; leave it out, or begin a new run"),
+        ({"epochs": 4}, "--epochs 4 contradicts .*, which has 3: drop the option, or begin a new run"),
         ({"batch_size": 9}, "--batch-size 9 contradicts .*, which has 8"),
         ({"arms": ("learned",)}, "--arms learned contradicts .*, which has learned,fixed,per-batch,none"),
         ({"data": "digits"}, "--data digits contradicts"),
@@ -245,7 +245,7 @@ def test_resume_refuses_changed_data_and_what_is_no_experiment(settings, source,
     np.savez(copy, x=x, y=y)
     path = Experiment.begin(Settings(data=str(copy), epochs=1), tmp_path / "run").path
     np.savez(copy, x=x + np.eye(33, 6), y=y)
-    with pytest.raises(LabError, match=r"not the data that .* was begun with"):
+    with pytest.raises(LabError, match=r"has changed since .* began"):
         Experiment.resume(path)
     with pytest.raises(LabError, match=r"--resume .*nowhere: .* is not a run"):
         Experiment.resume(tmp_path / "nowhere")
@@ -282,7 +282,7 @@ def test_a_damaged_checkpoint_says_what_to_do(settings, tmp_path):
         experiment.run(stop, 0.0)
     checkpoint = tmp_path / "run" / "learned" / CHECKPOINT
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(LabError, match=r"damaged .*; delete it to train this arm from its start"):
+    with pytest.raises(LabError, match=r"damaged .*; delete it to train this arm from the start"):
         Experiment.resume(tmp_path / "run").run()
     checkpoint.unlink()
     assert Experiment.resume(tmp_path / "run").run().status == "finished"

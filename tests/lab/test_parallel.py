@@ -105,7 +105,7 @@ def test_killing_a_rank_ends_the_others_and_the_run_resumes(source, four, tmp_pa
     for _, error in (found[0], *found[2:]):
         assert error.splitlines()[-1].startswith("batchnorm.lab.errors.LabError: another process ended")
     assert bn.open_run(folder).status == "failed"
-    with pytest.raises(LabError, match=r"is trained on 4 processes, not 1; to go on: torchrun --nproc-per-node 4"):
+    with pytest.raises(LabError, match=r"is trained on 4 processes, not 1; to continue: torchrun --nproc-per-node 4"):
         Experiment.resume(folder)
     assert ranks.run(resumed, 4, str(folder)) == four[1]
     for path in (folder, *(folder / f"rank-{rank}" for rank in (1, 2, 3))):

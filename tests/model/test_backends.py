@@ -69,7 +69,7 @@ def test_why_not():
     found = []
     torch.func.vmap(lambda x: found.append(why(x)) or x)(X)
     assert (
-        found[0]["cpu"] == found[0]["native"] == "a transform of torch.func, forward mode or torch.jit.trace is at work"
+        found[0]["cpu"] == found[0]["native"] == "a transform of torch.func, forward mode or torch.jit.trace is active"
     )
 
 

@@ -120,7 +120,7 @@ def test_channels_elsewhere_raise_and_name_the_dimension(shape, given, message):
     ("dim", "shape"), [(2, (4, 3)), (-2, (4, 3)), (3, (4, 3, 5)), (-3, (4, 3, 5)), (-4, (4, 3, 5))]
 )
 def test_a_dimension_that_is_not_there_raises(dim, shape):
-    with pytest.raises(IndexError, match=f"channel_dim={dim} is no dimension after the batch's"):
+    with pytest.raises(IndexError, match=f"channel_dim={dim} must be a dimension after the batch's"):
         bn.BatchNorm1d(3, channel_dim=dim)(make(shape))
 
 

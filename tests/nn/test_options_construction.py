@@ -117,7 +117,7 @@ def test_each_option_shows_in_repr_and_revert_refuses_to_drop_it(option):
     (name, value), layer = *option.items(), bn.BatchNorm1d(3, **option)
     assert f", {name}={value}" in repr(layer)
     model = nn.Sequential(bn.BatchNorm1d(3), layer)
-    with pytest.raises(ValueError, match=f"cannot revert 1: it is built with {name}="):
+    with pytest.raises(ValueError, match=f"cannot revert 1: it was built with {name}="):
         bn.revert(model)
     assert type(model[0]) is bn.BatchNorm1d
     assert bn.convert(model)[1] is layer
@@ -155,14 +155,14 @@ def test_a_converted_layer_has_the_options_unset():
         ({"singleton": "skip"}, "singleton must be one of 'raise', 'running', but got 'skip'"),
         ({"virtual_batch_size": 0}, "positive"),
         ({"virtual_batch_size": True}, "positive integer.*got True"),
-        ({"virtual_batch_size": 4, "sync": True}, "virtual_batch_size and sync exclude each other"),
-        ({"virtual_batch_size": 4, "renorm": bn.Renorm()}, "virtual_batch_size and renorm exclude each other"),
+        ({"virtual_batch_size": 4, "sync": True}, "virtual_batch_size excludes sync"),
+        ({"virtual_batch_size": 4, "renorm": bn.Renorm()}, "virtual_batch_size excludes renorm"),
         ({"renorm": True}, "renorm must be a Renorm"),
         ({"renorm": bn.Renorm(), "track_running_stats": False}, "renorm needs running statistics"),
         ({"singleton": "running", "track_running_stats": False}, 'singleton="running" needs running statistics'),
         ({"nonfinite": "skip", "track_running_stats": False}, "nonfinite='skip' needs running statistics"),
-        ({"decay": 0.9, "momentum": 0.2}, "give one of them"),
-        ({"decay": 0.9, "momentum": None}, "give one of them"),
+        ({"decay": 0.9, "momentum": 0.2}, "replaces momentum: give one"),
+        ({"decay": 0.9, "momentum": None}, "replaces momentum: give one"),
         ({"decay": 1.1}, "from 0 to 1"),
         ({"channel_dim": 0}, "channel_dim must be an integer, and not be 0"),
         ({"channel_dim": "last"}, "channel_dim must be an integer.*; got 'last'"),

@@ -137,7 +137,7 @@ def test_one_value_a_channel_raises_torchs_error_with_name_shape_and_cures(shape
 @pytest.mark.parametrize(
     "options", [{}, {"virtual_batch_size": 4}, {"renorm": bn.Renorm()}, {"channel_dim": -1}], ids=str
 )
-def test_running_normalises_one_value_as_eval_and_moves_nothing(options):
+def test_running_normalizes_one_value_as_eval_and_moves_nothing(options):
     layer = randomize(bn.BatchNorm1d(3, singleton="running", activation="tanh", **options))
     before = state(layer)
     x = make((1, 3)).requires_grad_()
@@ -206,7 +206,7 @@ def test_virtual_batches_of_one_value_are_named():
 @pytest.mark.parametrize(
     ("residual", "error", "message"),
     [
-        (torch.zeros(3, 4, 4), RuntimeError, r"residual must be of the input's shape, \(2, 4, 4\).*got \(3, 4, 4\)"),
+        (torch.zeros(3, 4, 4), RuntimeError, r"residual must have the input's shape, \(2, 4, 4\).*got \(3, 4, 4\)"),
         (1.0, TypeError, "residual must be a tensor.*got float"),
     ],
 )

@@ -97,11 +97,11 @@ def test_lengths_are_the_mask_of_the_first_so_many(channel_dim, dtype):
 @pytest.mark.parametrize(
     ("x", "lengths", "message"),
     [
-        (torch.zeros(4, 3), torch.ones(4).long(), "lengths are of sequences"),
+        (torch.zeros(4, 3), torch.ones(4).long(), "lengths need an input of sequences"),
         (torch.zeros(4, 3, 5), torch.ones(3).long(), "expected 4 integer lengths"),
         (torch.zeros(4, 3, 5), torch.ones(4), "expected 4 integer lengths"),
         (torch.zeros(4, 3, 5), torch.ones(4, 5).bool(), "expected 4 integer lengths"),
-        (torch.zeros(4, 3, 5), torch.tensor([5, 6, 0, 1]), r"from 0 to 5, .* but got \[5, 6, 0, 1\]"),
+        (torch.zeros(4, 3, 5), torch.tensor([5, 6, 0, 1]), r"from 0 to 5 .* but got \[5, 6, 0, 1\]"),
         (torch.zeros(4, 3, 5), torch.tensor([5, -1, 0, 1]), "from 0 to 5"),
         (torch.zeros(4, 3, 5), [5, 4, 0, 1], r"pass torch.tensor\(lengths\)"),
     ],

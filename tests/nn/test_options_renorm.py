@@ -90,7 +90,7 @@ def test_limits_of_one_and_zero_are_batch_normalization():
     assert_step(randomize(bn.BatchNorm2d(3, renorm=bn.Renorm(1.0, 0.0), activation="relu")), make((4, 3, 5, 6)))
 
 
-def test_without_limits_training_normalises_as_eval_did_before():
+def test_without_limits_training_normalizes_as_eval_did_before():
     layer = randomize(bn.BatchNorm2d(3, renorm=bn.Renorm(float("inf"), float("inf"))))
     x = make((4, 3, 5, 6))
     expected = layer.eval()(x)

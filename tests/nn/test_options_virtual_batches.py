@@ -1,4 +1,4 @@
-"""virtual_batch_size: each virtual batch is normalised by itself, and all of them are tracked as one batch."""
+"""virtual_batch_size: each virtual batch is normalized by itself, and all of them are tracked as one batch."""
 
 import copy
 from itertools import pairwise

@@ -45,7 +45,7 @@ def test_a_resumed_run_is_not_written_through_a_link(run, model, mine, link, nam
     before = (run / RUN).read_bytes()
     (run / name).unlink()
     link(mine, run / name)
-    with pytest.raises(FileExistsError, match=rf"{name} must be a file of its own, and is a link: it is left alone"):
+    with pytest.raises(FileExistsError, match=rf"{name} must be a regular file with one name, but is a link"):
         bn.watch(model, run, resume_step=0)
     assert (run / RUN).read_bytes() == before
     assert is_held(run) is False
@@ -56,7 +56,7 @@ def test_a_resumed_run_is_not_written_through_a_link(run, model, mine, link, nam
 def test_a_folder_or_a_pipe_in_a_files_place(run, model, make, name):
     (run / name).unlink()
     make(run / name)
-    with pytest.raises(FileExistsError, match=rf"{name} must be a file of its own, and is none"):
+    with pytest.raises(FileExistsError, match=rf"{name} must be a regular file with one name, but is something else"):
         bn.watch(model, run, resume_step=0)
 
 
@@ -64,14 +64,14 @@ def test_a_folder_or_a_pipe_in_a_files_place(run, model, make, name):
 def test_the_lock_is_not_written_through_a_link(run, model, mine, link):
     (run / ".lock").unlink()
     link(mine, run / ".lock")
-    with pytest.raises(FileExistsError, match="must be a file of its own"):
+    with pytest.raises(FileExistsError, match="must be a regular file with one name"):
         bn.watch(model, run, resume_step=0)
 
 
 def test_a_pipe_for_a_lock_keeps_nobody_waiting(tmp_path):
     os.mkfifo(tmp_path / ".lock")
     is_held(tmp_path)
-    with pytest.raises(FileExistsError, match="must be a file of its own"):
+    with pytest.raises(FileExistsError, match="must be a regular file with one name"):
         Lock(tmp_path)
 
 

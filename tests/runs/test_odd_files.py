@@ -272,7 +272,7 @@ def test_updates_without_their_lines_and_frames_of_another_size(tmp_path):
     (path / OPTIMIZERS).write_text("".join(lines[:2]))
     run = open_run(path)
     assert [update.step for update in run.updates("bn")] == [0, 1]
-    assert run.damage == [f"{UPDATES}: {OPTIMIZERS} lacks lines of step 4: what they are of is left out"]
+    assert run.damage == [f"{UPDATES}: {OPTIMIZERS} lacks lines of step 4; their updates are left out"]
     with open(path / UPDATES, "ab") as file:
         file.write(frame(5, b"1234"))
     assert "frame of an impossible length (4 bytes)" in open_run(path).damage[0]

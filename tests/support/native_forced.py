@@ -66,9 +66,9 @@ def register() -> None:
     def reduce(dy, x, mean, rstd, weight, want_sums, want_dweight, want_dbias):
         assert (want_sums, want_dweight, want_dbias) == (True, False, False)
         over = [d for d in range(x.dim()) if d != 1]
-        centred, dy = x - vectors(x, mean)[0], dy.to(mean.dtype)
+        centered, dy = x - vectors(x, mean)[0], dy.to(mean.dtype)
         nothing = torch.empty(0)
-        return dy.sum(over), (dy * centred).sum(over), nothing, nothing
+        return dy.sum(over), (dy * centered).sum(over), nothing, nothing
 
     def backward_elemt(dy, x, mean, rstd, weight, sum_dy, along, counts):
         assert counts.dtype == torch.int32

@@ -208,7 +208,7 @@ def test_what_cannot_be_asked_for():
         (small(), {"method": "tent"}, "method must be"),
         (small(), {"prior": -1}, "prior >= 0"),
         (small(), {"method": "entropy", "batches": iter([x])}, "iterator"),
-        (nn.Conv2d(2, 3, 1), {"method": "entropy"}, "nothing can learn"),
+        (nn.Conv2d(2, 3, 1), {"method": "entropy"}, "unfreeze the model"),
         (small(), {"method": "entropy", "call": lambda model, x: {"logits": model(x)}}, "got dict; pass call="),
         (small(), {"method": "entropy", "call": lambda model, x: model(x)[:, 0]}, r"got \(8,\)"),
         (small(), {"batches": []}, "at least one batch"),

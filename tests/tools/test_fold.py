@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 import batchnorm as bn
 
 # Here an output is a sum of less than 100 products, of numbers near 1; folding changes the rounding of each product and
-# of each partial sum, by half an ulp each, and normalising with variances over 0.25 doubles that at most.
+# of each partial sum, by half an ulp each, and normalizing with variances over 0.25 doubles that at most.
 ULPS = 400
 
 AFTER = {

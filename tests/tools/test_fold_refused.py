@@ -75,15 +75,18 @@ REFUSED = {
     "hook": (lambda: hooked(Net(straight)), "hook on Conv2d"),
     "pruned": (lambda: pruned(Net(straight)), "hook on Conv2d"),
     "weight_norm": (lambda: Net(straight, conv=parametrizations.weight_norm(nn.Conv2d(3, 3, 1))), "parametrized"),
-    "their norm": (lambda: Net(straight, norm=MyNorm(3)), "MyNorm is a class of its own"),
-    "their conv": (lambda: Net(straight, conv=MyConv(3, 3, 1)), "MyConv, is a class of its own"),
+    "their norm": (lambda: Net(straight, norm=MyNorm(3)), "MyNorm is an unknown class"),
+    "their conv": (lambda: Net(straight, conv=MyConv(3, 3, 1)), "MyConv, is an unknown class"),
     "other axis": (lambda: Net(straight, norm=bn.BatchNorm2d(3, channel_dim=2)), "dimension 2"),
     "linear on the width": (lambda: Net(straight, conv=nn.Linear(3, 3)), "has 3 in dimension -1"),
     "activation before": (
         lambda: Net(lambda n, x: n.conv(n.norm(x)), norm=bn.BatchNorm2d(3, activation="relu")),
         "it runs an activation itself",
     ),
-    "residual": (lambda: Net(lambda n, x: n.norm(n.conv(x), x), norm=bn.BatchNorm2d(3)), "more than its input"),
+    "residual": (
+        lambda: Net(lambda n, x: n.norm(n.conv(x), x), norm=bn.BatchNorm2d(3)),
+        "other arguments than its input",
+    ),
 }
 
 
@@ -111,7 +114,7 @@ def test_the_axis_beside_a_linear_is_seen_on_example_inputs():
     model[1].running_mean.normal_()
     x = torch.randn(2, 4, 4)  # the norm's channels are in dimension 1, the linear's in dimension 2
     folded = bn.fold(model, x)
-    assert "normalises the 4 channels of dimension 1" in folded.folding.refused["1"]
+    assert "normalizes the 4 channels of dimension 1" in folded.folding.refused["1"]
     assert torch.equal(folded(x), model(x))
     last = nn.Sequential(nn.Linear(4, 4), bn.BatchNorm1d(4, channel_dim=-1), nn.Linear(4, 2)).eval()
     last[1].running_mean.normal_()
@@ -212,7 +215,7 @@ def test_a_wrong_fold_raises_on_example_inputs_and_the_model_is_as_it_was(cls, d
     model = cls().eval().to(dtype)
     model.norm.running_var.fill_(4.0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(RuntimeError, match=r"off by .* on the example inputs"):
+    with pytest.raises(RuntimeError, match=r"differs by .* on the example inputs"):
         bn.fold(model, torch.randn(8, 4, dtype=dtype))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

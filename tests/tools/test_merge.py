@@ -97,7 +97,7 @@ def test_dtypes_and_other_layers_that_track():
     model = nn.Sequential(nn.BatchNorm1d(3).to(torch.bfloat16), nn.InstanceNorm1d(3, track_running_stats=True))
     merged = bn.merge_statistics([model, model, nn.Sequential(*copy.deepcopy(model))])
     assert {n: v.dtype for n, v in merged.items()} == {n: b.dtype for n, b in model.named_buffers()}
-    with pytest.warns(UserWarning, match="no statistics to merge"):
+    with pytest.warns(UserWarning, match="nothing to merge"):
         assert bn.merge_statistics([nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(2, 2)]) == {}
 
 
@@ -105,10 +105,10 @@ def test_what_cannot_be_merged():
     layer, other = nn.BatchNorm1d(3), nn.BatchNorm1d(4)
     for models, options, said in (
         ([], {}, "at least one model"),
-        ([layer, other], {}, r"running_mean is not of one shape in all models: \[\(3,\), \(4,\)\]"),
+        ([layer, other], {}, r"running_mean must have one shape in all models, but got \[\(3,\), \(4,\)\]"),
         ([layer, nn.Linear(3, 3)], {}, "running_mean are not in all"),
         ([nn.Sequential(layer), nn.Sequential(layer, other)], {}, "1.running_mean are not in all"),
-        ([layer.state_dict(), {"running_mean": torch.zeros(3)}], {}, "running_var is not of one shape"),
+        ([layer.state_dict(), {"running_mean": torch.zeros(3)}], {}, "running_var must have one shape"),
         ([layer] * 2, {"counts": [1]}, "expected 2 counts"),
         ([layer] * 2, {"counts": [0, 0]}, "not all 0"),
         ([layer] * 2, {"counts": [5, -1]}, "not negative"),
@@ -148,7 +148,7 @@ def test_every_kind_of_entry_is_averaged_as_what_it_is(weights):
         bn.recalibrate(model, [torch.randn(30, 3) + i] * (5 - i), call=lambda model, batch: model.norm(batch))
         model.seen.fill_(i == 2)
     before = [snapshot(model) for model in models]
-    said = r"the models differ: seen \(torch.bool\), _extra_state \(dict\)$"
+    said = r"last model's are taken: seen \(torch.bool\), _extra_state \(dict\)$"
     with pytest.warns(UserWarning, match=said):  # "positions" are the same in all
         averaged = bn.average(models, weights)
     assert_unchanged_but_extra = [{k: v for k, v in s.items() if k != "_extra_state"} for s in before]
@@ -221,7 +221,11 @@ def test_arrays_without_names_say_how_to_name_them():
 def test_what_cannot_be_averaged():
     for models, options, said in (
         ([nn.Linear(2, 2), nn.Linear(2, 2, bias=False)], {}, "bias are not in all"),
-        ([nn.Linear(2, 2), nn.Linear(3, 2)], {}, r"weight is not of one shape in all models: \[\(2, 2\), \(2, 3\)\]"),
+        (
+            [nn.Linear(2, 2), nn.Linear(3, 2)],
+            {},
+            r"weight must have one shape in all models, but got \[\(2, 2\), \(2, 3\)\]",
+        ),
         ([nn.Linear(2, 2)], {"weights": [torch.nan]}, "not negative"),
     ):
         with pytest.raises(ValueError, match=said):

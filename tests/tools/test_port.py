@@ -82,14 +82,14 @@ def test_arrays_may_be_of_any_kind_and_are_copied():
 @pytest.mark.parametrize(
     ("arrays", "ndim", "reason"),
     [
-        ({"moving_mean": [0, 0]}, 2, "there is no var"),
-        ({"moving_mean": [0, 0], "moving_variance": [1]}, 2, "one value a channel"),
-        ({"moving_mean": [[0.0]], "moving_variance": [[1.0]]}, 2, "one value a channel"),
+        ({"moving_mean": [0, 0]}, 2, "var is missing"),
+        ({"moving_mean": [0, 0], "moving_variance": [1]}, 2, "one value per channel"),
+        ({"moving_mean": [[0.0]], "moving_variance": [[1.0]]}, 2, "one value per channel"),
         ({"moving_mean": [0], "moving_variance": [1], "kernel": [1]}, 2, "expected the vectors of one layer"),
         ({"a/moving_mean": [0], "b/moving_mean": [0], "moving_variance": [1]}, 2, "expected the vectors of one layer"),
         ({"moving_mean": [0], "moving_variance": [1]}, None, "ndim must be"),
         ({"moving_mean": [0], "moving_variance": [1]}, 6, "ndim must be"),
-        ({"moving_mean": ["a"], "moving_variance": [1]}, 2, "should be numbers"),
+        ({"moving_mean": ["a"], "moving_variance": [1]}, 2, "should hold numbers"),
         ({"weights": []}, 2, "call the layer on an input first"),
         ({"config": {"scale": False}, "weights": [[1], [1]]}, 2, "expected the weights beta, moving_mean"),
     ],
@@ -178,7 +178,7 @@ def test_check_of_arrays_of_several_layers_and_of_what_nothing_explains():
     assert [row.ok for row in table] == [True, False, False, False, False, False]
     assert "gamma and beta exchanged" in table[1].explanation
     assert "train mode" in table[2].explanation
-    assert {row.explanation for row in table[3:]} == {"no one or two conventions explain it"}
+    assert {row.explanation for row in table[3:]} == {"no change of one or two conventions explains it"}
     assert [row.error for row in table[4:]] == [math.inf, math.inf]
     assert abs(table[3].error - 1) < 1e-5
     assert str(table).splitlines()[1].split()[0] == "same"

@@ -137,10 +137,10 @@ def test_what_of_a_config_cannot_be_taken_over_is_said():
     with pytest.raises(ValueError, match=r"axis=\[1, 3\]: .* PyTorch's layers have one dimension of channels"):
         bn.port.from_keras({"config": {"axis": [1, 3]}, "weights": ONES}, ndim=4)
     for config, said in (
-        ({"eps": 1e-5}, "passed over: eps"),
+        ({"eps": 1e-5}, "ignored: eps"),
         (
             {"gamma_regularizer": {"class_name": "L2"}, "beta_constraint": None},
-            "not the layer's .*: gamma_regularizer$",
+            "do not belong to the layer: gamma_regularizer$",
         ),
     ):
         with pytest.warns(UserWarning, match=said) as warned:
@@ -158,7 +158,7 @@ def virtual(x, mean, variance, size):
 
 
 def test_tensorflows_virtual_batches_are_kept():
-    with pytest.warns(UserWarning, match="virtual_batch_size=4 is taken over, but the running variance"):
+    with pytest.warns(UserWarning, match="virtual_batch_size=4 is kept, but the running variance"):
         layer = bn.port.from_keras({"config": {"virtual_batch_size": 4}, "weights": [torch.ones(2)] * 4}, ndim=2)
     layer = layer.double()
     layer.bias.data.zero_()

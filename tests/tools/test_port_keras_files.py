@@ -251,15 +251,15 @@ def assembled(group):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (outside, "a link out of the layer"),
-        (lambda group: group.__setitem__("gamma:0", h5py.SoftLink("/model_weights/norm/norm/beta:0")), "a link out"),
-        (raw, "no array that is in the file"),
-        (assembled, "no array that is in the file"),
-        (lambda group: group.create_group("gamma:0"), "no array that is in the file"),
-        (lambda group: None, "no array that is in the file"),
+        (outside, "links outside of its layer"),
+        (lambda group: group.__setitem__("gamma:0", h5py.SoftLink("/model_weights/norm/norm/beta:0")), "links outside"),
+        (raw, "is not an array in the file"),
+        (assembled, "is not an array in the file"),
+        (lambda group: group.create_group("gamma:0"), "is not an array in the file"),
+        (lambda group: None, "is not an array in the file"),
         (lambda group: group.__setitem__("gamma:0", np.zeros((3, 3))), "should be a vector"),
         (lambda group: group.create_dataset("gamma:0", (1 << 40,), np.int8, chunks=(1024,)), "should be a vector"),
-        (lambda group: group.__setitem__("gamma:0", np.array([b"a"] * 3)), "should be numbers"),
+        (lambda group: group.__setitem__("gamma:0", np.array([b"a"] * 3)), "should hold numbers"),
     ],
     ids=["external", "soft", "raw", "virtual", "group", "missing", "matrix", "huge", "text"],
 )

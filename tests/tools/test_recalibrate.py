@@ -77,7 +77,7 @@ def test_statistics_are_those_of_all_the_data_however_it_is_cut(cls, shape, mean
 
 
 @pytest.mark.parametrize("cls", [*BOTH, Mine, nn.SyncBatchNorm])
-def test_one_value_alone_is_normalised_by_all_that_was_seen(cls):
+def test_one_value_alone_is_normalized_by_all_that_was_seen(cls):
     """By the formula, in float64: what the second layer is given, of a last batch of one value a channel."""
     model = nn.Sequential(cls(3), cls(3)).double()
     model[0].running_mean.fill_(torch.nan)  # nothing depends on what was tracked
@@ -98,7 +98,7 @@ def test_one_value_at_a_time_is_a_population_as_any(cls):
     assert_population(model[0], x, scale=x.var(0).max().item())
     whole = nn.Sequential(cls(3), nn.ReLU(), cls(3))
     bn.recalibrate(whole, [x])
-    # The first few are normalised by the few seen so far: a shift of some percent is what it costs the second layer.
+    # The first few are normalized by the few seen so far: a shift of some percent is what it costs the second layer.
     assert (model[2].running_var / whole[2].running_var - 1).abs().max() < 0.2
     assert all(layer.num_batches_tracked == ROWS for layer in norms(model))
 
@@ -154,7 +154,7 @@ def test_one_pass_measures_with_earlier_layers_as_in_training_and_dropout_off(cl
 
 @pytest.mark.parametrize("sizes", [(), (1, 150), (3, 99, 20)])
 @pytest.mark.parametrize("train", [False, True])
-def test_exact_makes_eval_the_normalisation_by_the_whole_population(sizes, train):
+def test_exact_makes_eval_the_normalization_by_the_whole_population(sizes, train):
     """With the biased variance, eval is train mode on all the data as one batch, in every layer."""
     model = deep(bn.BatchNorm1d, unbiased=False).train(train)
     x = torch.randn(ROWS, 4, dtype=torch.float64) * 3 + 1
@@ -300,7 +300,7 @@ def test_if_anything_raises_all_is_as_it_was(cls, exact, wrong):
     if wrong.isnan().any():
         with pytest.raises(RuntimeError, match=r"1 measured NaN or infinite values in 4 of 4 .* as they were"):
             bn.recalibrate(model, [wrong], exact=exact)
-    with pytest.raises(RuntimeError, match="one value a channel"):
+    with pytest.raises(RuntimeError, match="only one value per channel"):
         bn.recalibrate(model, [torch.randn(1, 4)], exact=True)
     assert_same(model, kept)
 
@@ -447,7 +447,7 @@ def test_ranks_with_uneven_batches_have_one_result_and_fail_together(exact):
     for states, error in found:
         for name, buffer in states.items():
             assert torch.equal(buffer, found[0][0][name])  # the same bits
-            if exact or name.startswith("1."):  # the rank with one value has seen no others to normalise it by
+            if exact or name.startswith("1."):  # the rank with one value has seen no others to normalize it by
                 assert_close(buffer.double(), statistics(alone)[name].double(), ulps=256)
         assert "mat1 and mat2" in error
     assert sum("rank 2 could not measure" in error for _, error in found) == 3

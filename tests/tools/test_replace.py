@@ -47,7 +47,7 @@ def test_it_is_group_normalization_with_the_same_gamma_and_beta(cls, shape, to, 
     layer = learned(cls(16, eps=1e-3), shape)
     weight, bias, x = layer.weight, layer.bias, torch.randn(shape) * 3 + 2
     if to == "instance" and isinstance(layer, nn.BatchNorm1d):
-        with pytest.raises(ValueError, match="leaves nothing but beta"):
+        with pytest.raises(ValueError, match="gives nothing but beta"):
             bn.convert_to(layer, to)
         return
     assert bn.convert_to(layer, to) is layer
@@ -152,7 +152,7 @@ class Mine(nn.BatchNorm2d):
     ("other", "options", "said"),
     [
         (Mine(16), {"to": "group"}, "cannot convert 1: Mine is a subclass"),
-        (bn.BatchNorm2d(16, activation="relu"), {"to": "layer"}, "activation fused"),
+        (bn.BatchNorm2d(16, activation="relu"), {"to": "layer"}, "fused activation"),
         (bn.BatchNorm1d(16, channel_dim=-1), {"to": "group"}, "in dimension -1"),
         (bn.freeze(nn.BatchNorm2d(16)), {"to": "instance"}, "is frozen"),
         (nn.LazyBatchNorm2d(), {"to": "group"}, "not seen an input"),
@@ -173,6 +173,6 @@ def test_what_would_be_lost_is_refused_and_nothing_has_changed(other, options, s
 
 def test_inside_a_block_it_is_refused():
     layer = nn.BatchNorm2d(16)
-    with bn.accumulate(layer), pytest.raises(ValueError, match="end that first"):
+    with bn.accumulate(layer), pytest.raises(ValueError, match="end that block first"):
         bn.convert_to(layer, "group")
     bn.convert_to(layer, "group")

@@ -262,12 +262,12 @@ def test_micro_batches_are_tracked_as_the_one_batch_they_are_together(cls, shape
         assert_same_state(layer, before)
     assert_tracked_like(layer, exact, batches)
     for y, x in zip(outputs, batches, strict=True):
-        assert torch.equal(y, plain(x))  # normalised by micro-batch
+        assert torch.equal(y, plain(x))  # normalized by micro-batch
 
 
 @pytest.mark.parametrize("cls", [*BOTH, Mine])
 @pytest.mark.parametrize("rows", [(5, 1), (1, 5), (1, 1, 1)], ids=str)
-def test_a_micro_batch_of_one_counts_and_is_normalised_by_the_pool(cls, rows):
+def test_a_micro_batch_of_one_counts_and_is_normalized_by_the_pool(cls, rows):
     """By the formula, in float64: by all pooled so far, itself included; the very first by the running statistics."""
     layer = cls(3).double()
     layer.running_mean.fill_(5.0)

@@ -1,4 +1,4 @@
-"""Charts are valid Vega-Lite, hold the run's numbers, and their colours can be told from the ground."""
+"""Charts are valid Vega-Lite, hold the run's numbers, and their colors can be told from the ground."""
 
 import math
 
@@ -11,9 +11,9 @@ from batchnorm.view.picture import write_png
 from batchnorm.view.select import select
 
 
-def luminance(colour):
+def luminance(color):
     """WCAG 2's relative luminance."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -34,7 +34,7 @@ def test_contrast_of_black_on_white_is_21():
 
 
 @pytest.mark.parametrize("palette", [charts.LIGHT, charts.DARK], ids=["light", "dark"])
-def test_colours_reach_the_contrast_that_wcag_asks_for(palette):
+def test_colors_reach_the_contrast_that_wcag_asks_for(palette):
     for ground in (palette.surface, palette.background):
         for words in (palette.text, palette.muted, palette.tracked):
             assert contrast(words, ground) >= 4.5
@@ -93,9 +93,9 @@ def test_png_shows_measured_blue_and_learned_vermilion(run_path, tmp_path):
         ("left", (0, 0, pixels.width // 2, pixels.height)),
         ("right", (pixels.width // 2, 0, *pixels.size)),
     ):
-        colours = pixels.crop(box).getcolors(pixels.width * pixels.height)
-        found = {"#" + bytes(colour).hex().upper(): n for n, colour in colours}
-        halves[half] = {colour: found.get(colour, 0) for colour in count}
+        colors = pixels.crop(box).getcolors(pixels.width * pixels.height)
+        found = {"#" + bytes(color).hex().upper(): n for n, color in colors}
+        halves[half] = {color: found.get(color, 0) for color in count}
     assert halves["left"][charts.LIGHT.measured] > 100
     assert halves["right"][charts.LIGHT.learned] > 100
     assert halves["left"][charts.LIGHT.learned] == halves["right"][charts.LIGHT.measured] == 0

@@ -219,7 +219,7 @@ def test_every_chart_is_drawn_once_in_view(page, run):
             assert [row[p] for p in ("p05", "p25", "p50", "p75", "p95")] == stats[at, 1:6].tolist()
 
 
-def test_dark_mode_has_its_own_colours_and_follows_a_switch(open_page, page_path):
+def test_dark_mode_has_its_own_colors_and_follows_a_switch(open_page, page_path):
     from batchnorm.view.charts import DARK, LIGHT
 
     page = open_page(page_path, color_scheme="dark")

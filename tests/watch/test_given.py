@@ -83,7 +83,7 @@ def test_frozen_lookalikes_are_named_and_not_recorded(tmp_path):
     with pytest.warns(UserWarning, match="1 of 2 batch norms are not recorded, from 1 on: a FrozenBatchNorm2d"):
         run = record(model, [torch.randn(2, 3, 4, 4)], tmp_path / "run")
     assert [layer.name for layer in run.layers] == ["0"]
-    with pytest.raises(ValueError, match="has frozen ones alone"):
+    with pytest.raises(ValueError, match="has only frozen ones"):
         bn.watch(nn.Sequential(FrozenBatchNorm2d(3)), tmp_path / "other")
 
 
@@ -102,7 +102,7 @@ def test_names_are_those_without_what_is_compiled_within(tmp_path):
 
 
 def test_a_model_without_batch_norm_says_of_what_it_is_made(tmp_path):
-    with pytest.raises(ValueError, match="must have a batch norm to watch, and has none, but Linear"):
+    with pytest.raises(ValueError, match="must have a batch norm to watch, but has only Linear"):
         bn.watch(nn.Sequential(nn.Linear(2, 2)), tmp_path / "run")
 
 

@@ -440,10 +440,10 @@ def test_what_cannot_be_watched_is_said_before_anything_is_made(tmp_path):
     model, other = nn.BatchNorm1d(3), nn.Linear(3, 3)
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got str"):
         bn.watch("model", tmp_path / "a")
-    with pytest.raises(ValueError, match="optimizer must own a parameter of the model, and owns none"):
+    with pytest.raises(ValueError, match="optimizer must own a parameter of the model, but owns none"):
         bn.watch(model, tmp_path / "a", optimizer=torch.optim.SGD(other.parameters(), lr=0.1))
     (tmp_path / "my.csv").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"log_dir must be a folder, and .*my.csv is a file"):
+    with pytest.raises(FileExistsError, match=r"log_dir must be a folder, but .*my.csv is a file"):
         bn.watch(model, tmp_path / "my.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["my.csv"]
 

@@ -260,7 +260,7 @@ def test_a_run_without_a_step_says_so(tmp_path, given):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     w = bn.watch(model, tmp_path, optimizer=optimizer if given else None)
     other(batches(1)[0]).sum().backward()
-    said = "the optimizer took none" if given else "Watch the model that is trained, and give optimizer="
+    said = "the optimizer took no step" if given else "Watch the model that is trained, and pass optimizer="
     with pytest.warns(RuntimeWarning, match=rf"no step was recorded in .*: .*{said}"):
         w.close()
     page = bn.report(bn.open_run(tmp_path)).read_text()

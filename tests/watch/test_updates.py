@@ -135,7 +135,7 @@ def test_what_gets_no_gradient_is_left_out(tmp_path):
     assert run.updates("1") == run.updates("3") == []
     assert {update.gamma for update in run.updates("2")} == {None}
     assert len(checked(tmp_path / "run", None, ["2", "4"])) == 12
-    with pytest.raises(KeyError, match="nothing to do with gamma in step 5"):
+    with pytest.raises(KeyError, match="did not update gamma in step 5"):
         explain(run.updates("2")[-1], 0)
 
 

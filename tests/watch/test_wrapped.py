@@ -220,5 +220,5 @@ def test_sharded_layers_are_refused_on_every_rank_at_once(tmp_path, kind):
         assert bn.open_run(tmp_path / "run").steps.tolist() == [0, 1, 2, 3]
     else:
         assert found[0] == found[1]
-        assert found[0][0].startswith("2 of 2 layers are sharded, from 1 on (FSDP, DTensor)")
+        assert found[0][0].startswith("2 of 2 layers, the first 1, are sharded (FSDP, DTensor)")
         assert found[0][1] == 4

@@ -92,8 +92,8 @@ def _show(where: dict[str, str | int], results: Sequence[Result]) -> None:
     console.print(means)
     console.print()
     console.print(
-        "A ratio above 1 says how many times faster this package is than torch: medians, both timed in turns. "
-        "Before it was timed, every entry was compared with float64."
+        "A ratio above 1 is how many times faster this package is than torch: medians of alternating measurements. "
+        "Every entry was checked against float64 before it was timed."
     )
 
 

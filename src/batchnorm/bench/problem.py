@@ -35,7 +35,7 @@ class Case:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def traffic(self, resident: bool) -> int:
-        """What cannot be avoided, in T; `resident`: what is read twice is in cache the second time."""
+        """Unavoidable memory traffic, in T; `resident`: the second reading of a value comes from cache."""
         residual = self.variant == "BN+add+ReLU"
         if self.mode == "eval":
             return 2 + residual

@@ -1,11 +1,10 @@
-"""Times batch normalization on the CPU beside torch's, in turns in one process, each case first checked for exactness.
+"""Times batch normalization on the CPU against torch's, alternating in one process; each case is first checked.
 
-Every side allocates its own output. A ratio is the median, over rounds, of torch's time over ours in the same round,
-so that what else the machine does weighs on both. The floor is the memory traffic that the operation cannot do
-without, at the bandwidth of a copy measured in the same rounds (large outputs are fresh memory, which the copy gets in
-small pages and ours in huge ones: hence fractions over 1): where a channel stays in cache between its two readings
-(channels first), forward 2 T and backward 3 T, with T the bytes of one activation; channels last 3 T and 5 T; a
-residual adds 1 T and 2 T.
+Every side allocates its own output. A ratio is the median, over rounds, of torch's time over ours in the same round, so
+that the machine's other work affects both. The floor is the unavoidable memory traffic, at the bandwidth of a copy
+measured in the same rounds. T is the bytes of one activation. Channels first, a channel stays in cache between its two
+readings: forward 2 T, backward 3 T. Channels last: 3 T and 5 T. A residual adds 1 T and 2 T. Fractions over 1 occur
+because large outputs are fresh memory, which the copy gets in small pages and ours in huge ones.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def measure(case: Case, seconds: float, with_compile: bool = False) -> Result:
         "eager": problem.step(problem.torchs),
     }
     if with_compile:
-        torch.compiler.reset()  # else, after a few cases, it would stop compiling anew
+        torch.compiler.reset()  # otherwise it would stop recompiling after a few cases
         functions["compile"] = problem.step(torch.compile(problem.torchs, fullgraph=True))
     times = interleave(functions, ROUNDS, seconds)
 
@@ -112,7 +111,7 @@ def interleave(
     seconds: float = 0.0,
     timed: Callable[[Callable[[], object]], float] = WALL,
 ) -> dict[str, list[float]]:
-    """Seconds of each function in each round, in another order every time: what ran before leaves its traces.
+    """Seconds of each function in each round, in a new order every round, because each run affects the next.
 
     Args:
         functions: what is timed, by name.
@@ -135,7 +134,7 @@ def interleave(
 
 @dataclass(frozen=True)
 class Summary:
-    """The geometric mean of torch's time over ours, and the least, over all entries of a dtype, variant and mode."""
+    """The geometric mean and the minimum of torch's time over ours, for all entries of a dtype, variant and mode."""
 
     dtype: str
     variant: str

@@ -27,8 +27,8 @@ def read_checkpoint(path: Path) -> list[Layer]:
     """The layers in a .safetensors file, or in a file that torch.save wrote of tensors and plain values.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: it is neither, holds other objects, which are not unpickled, or no
-            batch-norm layer. ModuleNotFoundError: safetensors is not installed.
+        FileNotFoundError: no such file. ValueError: it is neither, it holds other objects, which are not unpickled, or
+            it has no batch-norm layer. ModuleNotFoundError: safetensors is not installed.
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
@@ -82,10 +82,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _refusal(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
         return (
-            "it holds other objects than tensors, and loading them could run any code: save the weights alone, "
+            "it holds objects other than tensors, and loading them could run any code: save only the weights, "
             "torch.save(model.state_dict(), path)"
         )
-    return f"no checkpoint that torch.load reads: {type(error).__name__}"
+    return f"torch.load cannot read it as a checkpoint: {type(error).__name__}"
 
 
 def state_layers(state: Any) -> list[Layer]:
@@ -105,8 +105,8 @@ def state_layers(state: Any) -> list[Layer]:
     layers = layers or _without_buffers(state)
     if not layers:
         raise ValueError(
-            "found no batch-norm layer with running statistics: expected a state_dict with ...running_var. One of "
-            "parameters alone lacks them: save model.state_dict(), which has the buffers"
+            "expected a state_dict with ...running_var, but found no batch-norm layer with those. A dict of "
+            "only the parameters lacks them: save model.state_dict(), which has the buffers too"
         )
     return layers
 
@@ -201,5 +201,5 @@ def to_array(tensor: Any, name: str = "a vector of a batch norm") -> Array | Non
     if oddity is None and tensor.stride(0) == 0 and len(tensor) > MOST_REPEATED:
         oddity = f"one number {len(tensor):,} times"
     if oddity:
-        raise ValueError(f"{name} must hold real numbers, a channel each, and is {oddity}")
+        raise ValueError(f"{name} must hold one real number per channel, but is {oddity}")
     return tensor.detach().to("cpu", torch.float64).numpy()

@@ -27,21 +27,25 @@ class Finding:
 
     Attributes:
         rule: its name, as in the table of docs/diagnose.md.
-        layer: the layer's name in the model, the first where there are several; None for the model, or the training,
-            as a whole.
+        layer: the layer's name in the model, or the first of several; None for the whole model or training.
         severity: "serious" (what the model computes is wrong or will be), "warning" (likely harm), "note" (waste, or
-            harm under circumstances that cannot be seen).
+            harm only in some circumstances).
         evidence: a sentence with the numbers that were found; of several layers, those of `layer`.
-        since_step: the step of a run at which it began, the earliest of its layers; None where there is no run, or
-            nobody can tell.
-        remedy: what to do, Python that runs as it stands, for all the layers. It leaves what a trained model computes
-            as it is, or says in a comment what it changes.
-        confidence: from 0 to 1: how sure it is that this is the fault, and not something that looks like it.
+        since_step: the step of a run at which it began, the earliest of its layers; None without a run, or if unknown.
+        remedy: what to do: Python that runs as it stands, for all the layers. It does not change what a trained model
+            computes, or says in a comment what it changes.
+        confidence: from 0 to 1: how likely it is that this is the fault, and not something similar.
         numbers: those of the evidence, by name.
         layers: all that share it, in model order.
-        sources: which of several runs or checkpoints; () where there is one.
-        assumed: of "eps" and "momentum" those that it hangs on and a checkpoint does not hold; PyTorch's are assumed.
-        each: the finding of each layer, where there are several.
+        sources: which of several runs or checkpoints; () if there is only one.
+        assumed: "eps" or "momentum", if the finding depends on it and it was not known: PyTorch's default was assumed.
+        each: the finding of each layer, if there are several.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3, momentum=0.99))
+        >>> finding = bn.diagnose(model)[0]
+        >>> finding.rule, finding.severity, finding.layer
+        ('momentum', 'serious', '1')
     """
 
     rule: str

@@ -23,18 +23,18 @@ _EXTREMES = [COLUMNS.index("min"), COLUMNS.index("max")]
 
 
 class Updates(NamedTuple):
-    """Pairs of neighbouring steps: how far the running mean moved, and how far it was from the batch, both (P, C)."""
+    """Pairs of neighboring steps: how far the running mean moved, and how far it was from the batch, both (P, C)."""
 
     moved: Array
     distance: Array
 
 
 class Order(NamedTuple):
-    """How batch means vary over neighbouring steps: by chance, if the data are shuffled, or along an order.
+    """How batch means vary over neighboring steps: by chance, if the data are shuffled, or along an order.
 
     Attributes:
         steps: how many.
-        ratio: of their variance, less a smooth drift, to that of neighbours; 1 of shuffled batches.
+        ratio: of their variance, less a smooth drift, to that of neighbors; 1 of shuffled batches.
         spread: their standard deviation in standard deviations of the data.
     """
 
@@ -121,7 +121,7 @@ class History:
 
     @cached_property
     def order(self) -> Order | None:
-        """Of the last vectors, if these are of neighbouring steps."""
+        """Of the last vectors, if these are of neighboring steps."""
         steps, mean = self.vectors("batch_mean")
         _, var = self.vectors("batch_var")
         steps, mean, var = steps[-ORDERED:], mean[-ORDERED:], var[-ORDERED:]
@@ -139,7 +139,7 @@ class History:
 
     @cached_property
     def pairs(self) -> Updates:
-        """Pairs of neighbouring recorded steps with whole vectors, in units of the batch's standard deviation."""
+        """Pairs of neighboring recorded steps with whole vectors, in units of the batch's standard deviation."""
         steps, running = self.vectors("running_mean")
         _, mean = self.vectors("batch_mean")
         _, var = self.vectors("batch_var")

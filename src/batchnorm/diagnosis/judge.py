@@ -40,26 +40,26 @@ def diagnose(
     optimizer: Optimizer | None = None,
     max_batches: int | None = BATCHES,
 ) -> Findings:
-    """Find what is wrong with a model's batch normalization: what, in which layer, on what evidence, and the remedy.
+    """Find what is wrong with a model's batch normalization: the fault, its layer, the evidence, and the remedy.
 
-    The more it is given, the more it can tell:
+    The more you pass, the more it can find:
 
     - a checkpoint (a .safetensors file, or one of tensors that torch.save wrote) or a state_dict: values. No code of
       the model is needed, and nothing is unpickled.
     - a run, a folder that `watch` wrote or what `open_run` returned: what happened in training. torch is not imported.
-    - a model: values, settings, modes, neighbours. It is not run.
-    - a model and batches: what they measure. The model is run in train mode, dropout off, and is afterwards as it was,
-      also if it raises: buffers, modes, gradients, random state.
-    - a list of any of these: each of them and, where they are ranks of one training, whether they agree.
+    - a model: values, settings, modes, neighbors. It is not run.
+    - a model and batches: what they measure. The model runs in train mode without dropout; its buffers, modes,
+      gradients and random state are restored, also if it raises.
+    - a list of any of these: each is judged, and, if they are ranks of one training, whether they agree.
 
     Args:
         source: any of the above.
         batches: tensors, tuples that begin with the input, or dicts of keyword arguments, as a DataLoader gives them.
-        loss: `loss(output, target)`, one number; the target is the last entry of a tuple, else the whole batch. With it
-            train mode and eval mode are compared as in `compare_modes`, and a backward is run too.
+        loss: `loss(output, target)`, one number; the target is the last entry of a tuple, else the whole batch. It
+            allows comparing train mode with eval mode, as in `compare_modes`, and running a backward.
         call: `call(model, batch)`, how the model is run on a batch; by default model(x), or model(**batch) of a dict.
-        optimizer: the model's: is there weight decay on gamma and beta?
-        max_batches: measure so many of the batches; None for all.
+        optimizer: the model's, to check for weight decay on gamma and beta.
+        max_batches: the largest number of batches to measure; None for all.
 
     Returns:
         A list of `Finding`, worst first. Printed, it is a report. Its `judged` says how many layers, steps and batches
@@ -67,9 +67,9 @@ def diagnose(
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: a file that is no checkpoint or holds other objects than tensors; a folder that is no run; no
-            batch-norm layer in a model or checkpoint; batches that are empty.
-        TypeError: something else than the above, or batches without a model.
+        ValueError: a file that is not a checkpoint or holds objects other than tensors; a folder without a run; a model
+            or checkpoint without batch norm; no batches.
+        TypeError: anything other than the above, or batches without a model.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=0.99), nn.ReLU())
@@ -86,7 +86,9 @@ def diagnose(
         several = isinstance(source, (list, tuple))
         if several or not _is_module(source):
             if batches is not None or optimizer is not None:
-                raise TypeError("batches and an optimizer need a model: diagnose(model, batches)")
+                raise TypeError(
+                    "batches and optimizer need a model, but the source is none: call diagnose(model, batches)"
+                )
             if several:
                 _compare(case, source)
             else:
@@ -159,7 +161,7 @@ def _take(case: _Case, source: Any, name: str | None = None) -> list[Layer]:
         )
     case.take(layers, "values", source=name)
     case.miss(
-        "eps and momentum, which a checkpoint does not hold: PyTorch's are assumed, "
+        "eps and momentum, which a checkpoint does not hold; PyTorch's defaults are assumed, "
         f"{USUAL.eps:g} and {USUAL.momentum:g}",
         name,
     )
@@ -202,9 +204,9 @@ def _compare(case: _Case, sources: Sequence[Any]) -> None:
         if len(of_layer) < 2:
             continue
         if len({layer.channels for layer in of_layer}) > 1:
-            case.miss(f"whether {name} agrees, which has other numbers of channels in some of the sources")
+            case.miss(f"whether {name} agrees, because its number of channels differs between the sources")
         elif len({layer.step for layer in of_layer}) > 1:
-            case.miss(f"whether {name} agrees, of which the last vectors are of other steps in some of the runs")
+            case.miss(f"whether {name} agrees, because the runs recorded its last vectors at different steps")
         else:
             case.known.add("copies")
             case.judge("copies", of_layer)

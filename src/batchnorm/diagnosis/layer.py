@@ -118,7 +118,7 @@ class Layer:
     def has_learned(self) -> bool:
         """Whether beta shows that the layer was trained: it differs between the channels.
 
-        Initialisations set beta to one number. Gamma shows nothing: it may begin as 0 (the last norm of a residual
+        Initializations set beta to one number. Gamma shows nothing: it may begin as 0 (the last norm of a residual
         block), or drawn at random (generators).
         """
         return self.beta is not None and bool(np.ptp(self.beta) > 0)

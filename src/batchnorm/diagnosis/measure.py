@@ -33,7 +33,7 @@ def measure(
     loss: Loss | None,
     max_batches: int | None,
 ) -> list[tuple[Layer, Measured]]:
-    """What the batches measure in every layer that normalises with them; the others are left out.
+    """What the batches measure in every layer that normalizes with them; the others are left out.
 
     Those are the layers that `recalibrate` would set: dropout is off meanwhile, and nothing is tracked.
 

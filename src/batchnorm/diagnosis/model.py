@@ -43,7 +43,7 @@ def model_layers(model: nn.Module, optimizer: Optimizer | None = None) -> list[t
         if leaf.module not in found:
             continue
         if is_lazy(leaf.module):
-            raise ValueError(f"layer {leaf.name!r} is lazy and has not seen a batch: run one forward before")
+            raise ValueError(f"layer {leaf.name!r} is lazy and has not seen a batch: run one forward first")
         before = leaves[i - 1] if i else None
         after = leaves[i + 1] if i + 1 < len(leaves) else None
         place = _place(model, found[leaf.module], leaf, before, after, optimizer)

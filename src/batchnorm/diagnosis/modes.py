@@ -1,4 +1,4 @@
-"""compare_modes(): what a model loses by going from train mode to eval mode, and what recalibrating would give back."""
+"""compare_modes(): how much worse a model is in eval mode than in train mode, and what recalibrating would mend."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Comparison(Table):
     Printed, and in a notebook, a table.
 
     Attributes:
-        train_loss: batch-norm layers normalise with each batch, as in training; everything else as in eval, so that
+        train_loss: batch-norm layers normalize with each batch, as in training; everything else as in eval, so that
             dropout does not blur the comparison.
         eval_loss: in eval mode, as the model is.
         recalibrated_loss: in eval mode after `recalibrate` on the same batches.
@@ -68,22 +68,22 @@ def compare_modes(
     call: Call | None = None,
     max_batches: int | None = None,
 ) -> Comparison:
-    """Compare the loss in train mode, in eval mode, and in eval mode after a trial recalibration, which is undone.
+    """Compare the loss in train mode, in eval mode, and in eval mode after a trial recalibration (undone afterwards).
 
-    If eval mode is worse than train mode and recalibration mends it, the running statistics were wrong. If it does not,
-    batches are unlike each other or unlike the whole, as small ones are, and the model relies on that.
+    If eval mode is worse than train mode and recalibration fixes it, the running statistics were wrong. If it does not,
+    the batches differ from each other or from the whole data, as small batches do, and the model relies on that.
 
-    The model is afterwards as it was, also if anything raises.
+    The model is restored, also if anything raises.
 
     Args:
-        model: torch.nn's batch-norm layers or ours; frozen layers normalise with their running statistics throughout.
-        batches: of (input, ..., target), or anything that `loss` and `call` understand; gone over three times.
+        model: torch.nn's batch-norm layers or ours; frozen layers normalize with their running statistics throughout.
+        batches: of (input, ..., target), or anything that `loss` and `call` understand; needs three passes.
         loss: `loss(output, target)`, the mean over the batch; the target is the last entry of a tuple, else the batch.
         call: `call(model, batch)`, as in `recalibrate`.
-        max_batches: use so many.
+        max_batches: the largest number of batches to use.
 
     Raises:
-        ValueError: no batches, or an iterator, which can be gone over only once.
+        ValueError: no batches, or an iterator, which allows only one pass.
 
     Example:
         >>> model = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))

@@ -1,4 +1,4 @@
-"""Which batch-norm layers are given features in another dimension than the one that they normalise."""
+"""Which batch-norm layers are given features in another dimension than the one that they normalize."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ ending       a forward that ends in a batch norm, which may wait for what the pa
 calls        what the rewritten source calls: everything is decided there, at every call
 plan         what of a class is rewritten, once for all modules alike
 swap         the class with the rewritten methods, which a module gets in place of its own
-explain      what is fused in a model, and what is not and why
+explain      what is fused in a model, and what is not, with the reason
 """
 
 from .explain import Fusion, explain_fusion, fused_in, left_over

@@ -1,7 +1,8 @@
 """What a rewritten forward calls: a batch norm that waits for the addition and the activation after it.
 
-Each function does exactly what the source said before, unless everything it is given is known: our own layers, plain
-tensors, torch's activations, and nobody watching. So whatever is replaced, hooked or patched later is obeyed.
+Each function does exactly what the original source says, unless all its arguments are of known kinds (our own layers,
+plain tensors, torch's activations) and nothing observes the values in between. So later replacements, hooks and patches
+take effect.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is fused in a model, and what is not and why: for explain_fusion, the warning of convert, and summary."""
+"""What is fused in a model, and why the rest is not: for explain_fusion, the warning of convert, and summary."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ class Fusion(NamedTuple):
 
 
 def explain_fusion(model: nn.Module) -> dict[str, Fusion]:
-    """What `convert(model, fuse=True)` fuses in each module, and what stands in the way of the rest.
+    """Return what `convert(model, fuse=True)` fuses in each module, and why it does not fuse the rest.
 
-    A fused part still runs part by part wherever that could make a difference: a hook on one of them, a residual of
-    another shape or dtype, a layer replaced by one of another kind. That is asked at every call, not here.
+    A fused part still runs step by step where that could make a difference: a hook on one of its modules, a residual of
+    another shape or dtype, a layer replaced by one of another class. Every call checks this anew; this function does
+    not.
 
     Args:
         model: a converted model.
 
     Returns:
-        By the names of `named_modules`, for the modules whose own forward calls a batch norm and its activation: a
+        For each module whose own forward calls a batch norm and its activation, by its name in `named_modules`: a
         `Fusion(fused, left)`, two tuples of text.
 
     Example:
@@ -91,7 +92,7 @@ def _fusions(model: nn.Module) -> dict[str, tuple[tuple[Fused, ...], tuple[str, 
             fused, left, facts[id(module)] = plans[alike].fused, plans[alike].left, plans[alike].facts
             left += _not_by_name(module)
         elif isinstance(module, fx.GraphModule) and any(calls.fusible(m) for m in module.modules()):
-            left = ("torch.fx wrote its forward: convert the model with fuse=True before it is traced",)
+            left = ("torch.fx generated its forward: call convert(model, fuse=True) before tracing the model",)
         if not any(calls.fusible(m) for m in module.modules()):
             facts.pop(id(module), None)  # an activation of another kind, maybe
         if fused or left:

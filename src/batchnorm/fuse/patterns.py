@@ -33,7 +33,7 @@ class Sum(NamedTuple):
 
 
 class Patterns:
-    """Recognises expressions, knowing what the module is called and what its attributes are."""
+    """Recognizes expressions, knowing what the module is called and what its attributes are."""
 
     def __init__(self, self_name: str, roles: dict[str, str], definition: ast.FunctionDef) -> None:
         self.self, self.roles = self_name, roles

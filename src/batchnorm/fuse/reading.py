@@ -91,16 +91,18 @@ def roles_in(module: nn.Module, original: type[nn.Module]) -> Roles:
 def refusal(original: type[nn.Module], methods: dict[str, Method | source.Unreadable]) -> str:
     """Why modules of this class cannot get another class; empty if they can."""
     if issubclass(original, fx.GraphModule):
-        return "a torch.fx graph has a class of its own: convert the model before it is traced"
+        return "torch.fx generated its class: convert the model before tracing it"
     if type(original) not in (type, ABCMeta):
-        return f"its metaclass {type(original).__name__} may do something with a subclass"
+        return f"its metaclass {type(original).__name__} may react to a subclass"
     if any("__init_subclass__" in vars(kind) for kind in original.__mro__[:-1]):
-        return "its class does something with every subclass (__init_subclass__)"
+        return "its class reacts to every subclass (__init_subclass__)"
     for method in methods.values():
         for node in ast.walk(method.definition) if isinstance(method, Method) else ():
             name = node.id if isinstance(node, ast.Name) else ""
             if name in _SEES_THE_CHANGE or (isinstance(node, ast.Attribute) and node.attr == "__class__"):
-                return f"line {getattr(node, 'lineno', '?')}: {name or '__class__'} would see that the class is another"
+                return (
+                    f"line {getattr(node, 'lineno', '?')}: {name or '__class__'} would see that the class has changed"
+                )
     return ""
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from .patterns import Patterns
 from .syntax import is_name, scope, target_of
 
-_BETWEEN = "this is between a batch norm and its activation, and may need its output"
-ADDED_AFTER = "what is added runs after the batch norm and may change what it reads"
+_BETWEEN = "this is between a batch norm and its activation, and may read the batch norm's output"
+ADDED_AFTER = "the other summand is computed after the batch norm and may change the batch norm's input"
 ELSEWHERE = "the batch norm is in one module, its activation within another"
 
 

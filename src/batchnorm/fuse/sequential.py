@@ -10,7 +10,7 @@ from .calls import computed, run_in_order
 
 
 class FusedSequential(nn.Sequential):
-    """torch.nn.Sequential, but a batch norm of ours and an activation after it are one operation.
+    """torch.nn.Sequential that runs a batch norm of ours and the activation after it as one operation.
 
     Which modules run together is found at every call, so that modules can be appended, replaced, sliced and hooked as
     in any Sequential. A layer or activation with a hook runs by itself: the hook sees what it would have seen.

@@ -33,15 +33,15 @@ def read(function: Any) -> ast.FunctionDef:
         lines, _ = inspect.findsource(function.__code__)
         tree, codes = _parsed("".join(lines), function.__code__.co_filename)
     except (OSError, SyntaxError, TypeError, ValueError):
-        raise Unreadable("has no source that could be read") from None
+        raise Unreadable("has no readable source") from None
     if function.__code__ not in codes:
-        raise Unreadable("is not what its file says now: edited, or changed when it was imported")
+        raise Unreadable("differs from its source file: the file was edited, or an import changed the function")
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name == function.__code__.co_name:
             first = min(n.lineno for n in (node, *node.decorator_list))
             if first == function.__code__.co_firstlineno:
                 return node
-    raise Unreadable("is not written as a def")
+    raise Unreadable("is not defined by a def statement")
 
 
 @functools.lru_cache(maxsize=16)

@@ -131,7 +131,7 @@ class Recalibrate(Callback):
         after = trainer.callbacks[trainer.callbacks.index(self) + 1 :]
         averaging = [type(each).__name__ for each in after if "WeightAveraging" in str(type(each).__mro__)]
         if averaging:
-            raise ValueError(f"Recalibrate must come after {averaging[0]} in callbacks, or it sees other weights")
+            raise ValueError(f"Recalibrate must come after {averaging[0]} in callbacks, or it would see other weights")
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Recalibrate what is about to be validated: the averaged weights, where an average has taken their place."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 ARMS = {
-    "learned": "batch norm as it is: one gamma and beta a channel, shared by all batches, learned",
+    "learned": "standard batch norm: one learned gamma and beta per channel, shared by all batches",
     "fixed": "batch norm with gamma = 1 and beta = 0, never learned",
     "per-batch": "every batch owns a gamma and beta, learned when its turn comes and remembered between epochs",
     "none": "no batch norm",

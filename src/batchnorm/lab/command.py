@@ -53,7 +53,7 @@ def train(
 
 def _train(given: dict[str, Any], out: Path | None, resume: Path | None, as_json: bool, is_first: bool) -> int:
     if resume and out and resume.resolve() != out.resolve():
-        raise LabError(f"--out {out} contradicts --resume {resume}, which goes on in its own folder; leave --out out")
+        raise LabError(f"--out {out} contradicts --resume {resume}, which continues in its own folder: drop --out")
     experiments = _resumed(given, resume) if resume else _begun(given, out)
     if not is_first:
         return _train_along(experiments)
@@ -61,7 +61,7 @@ def _train(given: dict[str, Any], out: Path | None, resume: Path | None, as_json
         found = [_run(experiment) for experiment in experiments]
     except KeyboardInterrupt:
         path = shlex.quote(str(experiments[0].path))
-        _say_whole(f"interrupted: what was recorded is in {path}; to go on: batchnorm train --resume {path}")
+        _say_whole(f"interrupted; the recorded steps are in {path}. To continue: batchnorm train --resume {path}")
         return INTERRUPTED
     if as_json:
         run, page = found[0]
@@ -149,7 +149,7 @@ def _write_page(run: Run) -> Path | None:
         return Path(report(run))
     except ModuleNotFoundError:
         path = shlex.quote(str(run.path))
-        _say_whole(f"no page, for want of what draws it: pip install 'batchnorm[report]', then batchnorm report {path}")
+        _say_whole(f"the page needs more packages: pip install 'batchnorm[report]', then batchnorm report {path}")
         return None
 
 

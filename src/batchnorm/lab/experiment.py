@@ -79,7 +79,7 @@ class Experiment:
             path = Path("runs") / f"{name}-{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
         path = Path(path)
         if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
-            raise LabError(f"--out {path}: expected a new or empty folder; to go on with a run use --resume {path}")
+            raise LabError(f"--out {path}: expected a new or empty folder; to continue a run use --resume {path}")
         path.mkdir(parents=True, exist_ok=True)
         created, threads = now.isoformat(timespec="seconds"), _threads(settings, data)
         experiment = cls(path, settings, data, created, threads, {}, Lock(path))
@@ -111,18 +111,21 @@ class Experiment:
             asked, there = (_shown(v) for v in (value, getattr(settings, name)))
             if asked != there:
                 option = f"--{name.replace('_', '-')} {asked}"
-                raise LabError(f"{option} contradicts {path}, which has {there}; leave it out, or begin a new run")
+                raise LabError(f"{option} contradicts {path}, which has {there}: drop the option, or begin a new run")
         if settings.processes != ranks().world:
             raise LabError(
-                f"{path} is trained on {settings.processes} processes, not {ranks().world}; to go on: torchrun "
+                f"{path} is trained on {settings.processes} processes, not {ranks().world}; to continue: torchrun "
                 f"--nproc-per-node {settings.processes} -m batchnorm train --sync --resume {path}"
             )
         data = load(settings.data)
         if run.meta.get("data_sha256") != data.sha256:
-            raise LabError(f"{settings.data}: not the data that {path} was begun with; begin a new run")
+            raise LabError(f"{settings.data} has changed since {path} began: begin a new run")
         if run.meta.get("torch") != torch.__version__:
             began = run.meta.get("torch")
-            warnings.warn(f"begun with torch {began}, resumed with {torch.__version__}: bits may differ", stacklevel=2)
+            warnings.warn(
+                f"the run began with torch {began} and is resumed with {torch.__version__}: the bits may differ",
+                stacklevel=2,
+            )
         lock = None
         if run.status != "finished" or not set(settings.arms) <= set(run.results.get("arms", {})):
             lock = Lock(run.path)

@@ -103,7 +103,7 @@ def joined(asked: bool) -> Iterator[Ranks]:
             raise
         raise LabError(
             f"another process ended, or did not answer within {TIMEOUT_SECONDS:.0f} seconds; look at what it printed, "
-            "then go on with the same command and --resume RUN"
+            "then continue with the same command and --resume RUN"
         ) from error
     finally:
         dist.destroy_process_group()

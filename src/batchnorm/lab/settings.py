@@ -64,7 +64,7 @@ class Settings:
         distinct = len(set(self.arms)) == len(self.arms) > 0
         self._expect("arms", distinct and set(self.arms) <= set(ARMS), f"some of {','.join(ARMS)}, each once")
         learns = design.learns == "all" or "none" not in self.arms
-        self._expect("arms", learns, f"no none with {self.experiment}: without batch norm nothing would learn")
+        self._expect("arms", learns, f"no arm none with {self.experiment}: without batch norm nothing would learn")
         shared = self.processes == 1 or "per-batch" not in self.arms
         self._expect("arms", shared, "no per-batch with --sync: a pair belongs to one batch, not to shares of it")
         self._expect("steps", self.epochs is None or self.steps is None, "no number of steps beside one of epochs")

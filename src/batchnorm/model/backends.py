@@ -1,4 +1,4 @@
-"""backends(): a table of what this machine has to compute batch normalization with, and what serves a call."""
+"""backends(): a table of the implementations on this machine, and which of them serves a call."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Backend:
 
     Attributes:
         name: cpu, gpu, native or plain; tried in this order.
-        serves: tensors and options it is for.
-        dtypes: as "float32 float64"; "torch's" of those that torch.nn's layer takes on the device.
+        serves: the tensors and options that it supports.
+        dtypes: as "float32 float64"; "torch's" for those that torch.nn's layer accepts on the device.
         on: whether this machine has it.
-        register_bits: how wide the registers are that its loops use; None where they are not ours.
-        why_not: if it is off, or does not serve the call that was asked about; else empty.
+        register_bits: width of the registers that its loops use; None if the loops are not ours.
+        why_not: why it is off, or does not serve the call that was asked about; else empty.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Backends(Table):
 
     Attributes:
         rows: one a `Backend`.
-        served_by: of the call that was asked about: the name of the one that computes it; None if none was.
+        served_by: the name of the implementation that computes the call; None if no call was asked about.
     """
 
     rows: list[Backend]
@@ -74,12 +74,12 @@ def backends(
     *,
     mask: Tensor | None = None,
 ) -> Backends:
-    """What computes batch normalization on this machine, and why the others do not.
+    """Return which implementation computes batch normalization on this machine, and why the others do not.
 
     There are four implementations: `cpu`, the compiled operators; `gpu`, Triton kernels, which are off unless a
     committed run has proved them on such a GPU, or BATCHNORM_GPU=1 switches them on; `native`, torch's own batch-norm
-    operators, on devices that have no kernel of ours; `plain`, torch's elementwise operators and sums, for the rest.
-    Nothing is computed to answer, and no device is waited for.
+    operators, on devices without a kernel of ours; `plain`, torch's elementwise operators and sums, for everything
+    else. The call computes nothing and waits for no device.
 
     Args:
         layer: a layer of ours, to ask about its call on x as it is, in train or eval mode; or x alone, to ask about a

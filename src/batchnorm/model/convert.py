@@ -1,4 +1,4 @@
-"""convert() and revert(): the batch norms of a model made ours and back, in place."""
+"""convert() and revert(): make the batch norms of a model ours, and back, in place."""
 
 from __future__ import annotations
 
@@ -59,33 +59,34 @@ def convert(
     """Make every batch norm of the model ours, in place, and return the model.
 
     The layers stay the same objects and only change class: parameters, buffers, hooks, the training flag, layers shared
-    between places, names and the optimizer's references all stay as they are. torch.nn's layers become ours. A subclass
-    of them keeps its class and all that is its own, and gets a class made of it and ours, in which `super().forward` is
-    ours; timm's BatchNormAct2d too, with its activation fused where it can be. What cannot be converted (a forward that
-    does not call `super().forward`, a lazy, parametrized or sharded layer, a frozen look-alike) is left as it is and
-    named in a warning.
+    between places, names and the optimizer's references all stay as they are. torch.nn's layers become ours. A layer of
+    a subclass gets a class derived from its own class and ours: all its own code stays, and `super().forward` calls
+    ours. The same holds for timm's BatchNormAct2d, whose activation is fused where possible. A warning names the layers
+    that cannot be converted and stay as they are: those with a forward that does not call `super().forward`, lazy,
+    parametrized or sharded layers, and frozen look-alikes.
 
     Args:
         model: any module, or a batch-norm layer itself.
-        fuse: also run each batch norm together with the activation after it, or the addition and the activation, as one
-            operation, wherever a forward calls them one after the other. The module gets a subclass of its class with
-            the forward rewritten from its source, in which only these calls are others; each decides when it runs
-            whether everything is as it has to be (our layer, a plain tensor, an activation that fuses, no hook on
-            either), and else does what the source says. So what is hooked, replaced or set later is obeyed.
+        fuse: also run each batch norm as one operation with the activation after it, or with the addition and the
+            activation after it, wherever a forward calls them one after the other. The module gets a subclass of its
+            class, with the forward rewritten from its source; only these calls change. Each rewritten call checks at
+            run time that everything is as required (our layer, a plain tensor, an activation that fuses, no hook on
+            either); otherwise it does what the source says. So later hooks, replacements and settings take effect.
         sync: also measure over all ranks, see `SyncBatchNorm`.
-        process_group: whose ranks are measured together; None for all.
+        process_group: the ranks that measure together; None for all.
         options: any of virtual_batch_size, renorm, nonfinite, singleton and unbiased, see `BatchNorm1d`: set on every
-            layer of ours that is in the model then. `revert` undoes it.
+            layer of ours in the converted model. `revert` undoes it.
 
     Raises:
-        ValueError: an option is none, or not for one of the layers (virtual batches with sync or renorm, options that
-            need running statistics without them); nothing has been changed then.
-        TypeError: not a module, or another option, which is to be set on a layer; nothing has been changed then.
+        ValueError: an option has an invalid value, or a layer cannot have it (virtual batches with sync or renorm,
+            options that need running statistics, without them). The model is then unchanged.
+        TypeError: not a module, or an option that can only be set on a single layer. The model is then unchanged.
 
     Warns:
-        UserWarning: some batch norms were left as they are: how many, of which class, why, and without which options;
-            or the model has none. With fuse, some module calls a batch norm and its activation in a way that could not
-            be fused: which, in which line, and why. `bn.nn.explain_fusion(model)` says so too, and what is fused.
+        UserWarning: some batch norms stay as they are (it says how many, of which class, why, and without which
+            options), or the model has none. With fuse: a module calls a batch norm and its activation in a way that
+            cannot be fused (it says which module, which line, and why). `bn.nn.explain_fusion(model)` reports the same,
+            and what is fused.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
@@ -123,11 +124,16 @@ def revert(model: Model) -> Model:
         model: any module, or a batch-norm layer itself.
 
     Raises:
-        ValueError: a layer is built with an option that torch.nn's would drop; nothing has been changed then.
+        ValueError: a layer was built with an option that torch.nn's layer does not have. The model is then unchanged.
         TypeError: not a module.
 
     Warns:
-        UserWarning: layers of ours that torch gave another class since (parametrized, under fully_shard) stay ours.
+        UserWarning: layers whose class torch has changed since (parametrized, under fully_shard) stay ours.
+
+    Example:
+        >>> model = bn.convert(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+        >>> type(bn.revert(model)[1]).__module__
+        'torch.nn.modules.batchnorm'
     """
     check_model(model)
     ours = [each for each in find(model) if isinstance(each.layer, Ours)]
@@ -138,8 +144,8 @@ def revert(model: Model) -> Model:
         if beyond and plain_class(each.layer) in _TORCHS:
             said = ", ".join(f"{name}={value}" for name, value in beyond.items())
             raise ValueError(
-                f"cannot revert {each.name or 'the layer'}: it is built with {said}, which torch.nn's layer does not "
-                "have. Build it without (an activation can be a module after it)"
+                f"cannot revert {each.name or 'the layer'}: it was built with {said}, which torch.nn's layer does not "
+                "have. Build it without (an activation can be a separate module after it)"
             )
     unfuse(model)
     for each in chosen:
@@ -174,7 +180,7 @@ def become_torchs(layer: Any) -> None:
     if plain_class(layer) in _TORCHS:
         set_class(layer, _TORCHS[plain_class(layer)])
     elif not underived(layer):
-        return  # a subclass of ours is what it was built as
+        return  # a subclass of our layers was never converted
     for name in [name for name in vars(layer) if name.startswith("_batchnorm_")]:
         del vars(layer)[name]
     if isinstance(layer, nn.SyncBatchNorm):
@@ -190,8 +196,8 @@ def _check_names(options: Any) -> None:
     known = SharedOptions.__annotations__
     if options.keys() - known:
         raise TypeError(
-            f"convert() sets {', '.join(known)} on all layers; got {', '.join(sorted(options.keys() - known))}: set it "
-            "on the layer that shall have it"
+            f"convert() sets {', '.join(known)} on all layers; got {', '.join(sorted(options.keys() - known))}: set "
+            "such an option on one layer"
         )
 
 

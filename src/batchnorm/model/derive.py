@@ -1,4 +1,4 @@
-"""Subclasses of torch.nn's layers made ours: a class made of theirs, in which `super().forward` finds our layer."""
+"""Conversion of subclasses of torch.nn's layers: a derived class, in which `super().forward` calls our layer."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ..nn.layer import BatchNormLayer as Layer
 from ..nn.layer import skipped_by
 from ..nn.options import beyond_torch
 
-# What our own classes show under these names a derived one shows too, unless the layer has the name for its own use.
+# A derived class has these attributes of our classes too, unless the layer already uses the name.
 _SHOWN: dict[str, Callable[[Any], Any]] = {
     "measured": lambda layer: layer._batchnorm_moments,
     "skipped": skipped_by,
     "beyond_torch": beyond_torch,
 }
-# The adapters' forwards, by name: a pickle of a class is what it is made of.
+# The adapters' forwards by name, because a derived class is pickled as its parts.
 Forward = Callable[..., Tensor]
 
 
 def derive(layer: nn.Module, forward: Forward | None) -> None:
-    """Give the layer a class of its own class and ours; a `forward` takes the place of its own.
+    """Give the layer a class derived from its own and ours; `forward`, if given, replaces its own forward.
 
     Args:
         layer: of a subclass of torch.nn's batch norms.
@@ -38,7 +38,7 @@ def derive(layer: nn.Module, forward: Forward | None) -> None:
 
 
 def underived(layer: nn.Module) -> bool:
-    """Undo `derive`, if it made the layer's class; whether it did."""
+    """Undo `derive` if it made the layer's class; return whether it did."""
     original = plain_class(layer).__dict__.get("_derived_from")
     if original is not None:
         set_class(layer, original)
@@ -46,7 +46,7 @@ def underived(layer: nn.Module) -> bool:
 
 
 class _Derived(type):
-    """The classes of `_derived`: made at run time, so pickled as what they are made of."""
+    """The classes of `_derived`: made at run time, so they are pickled as their parts."""
 
 
 def _reduce(cls: Any) -> tuple[Any, ...]:
@@ -58,7 +58,7 @@ copyreg.pickle(_Derived, _reduce)
 
 @cache
 def _derived(cls: type[nn.Module], forward: Forward | None, shown: tuple[str, ...]) -> type[nn.Module]:
-    """Under the name of the class, for torch.fx, for one, goes by it."""
+    """The derived class, under the name of the original, which torch.fx for one looks at."""
     members: dict[str, Any] = {name: property(_SHOWN[name]) for name in shown}
     members |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     members |= {"_derived_from": cls, "_derived_with": (cls, forward, shown)}
@@ -71,7 +71,7 @@ def _derived(cls: type[nn.Module], forward: Forward | None, shown: tuple[str, ..
 
 def _adapted(forward: Forward) -> Forward:
     def adapted(self: Any, x: Tensor, residual: Tensor | None = None, *, activation: Any = None) -> Tensor:
-        # Whoever hands over more than x has seen that the forward has nothing to run after ours.
+        # A caller that passes more than x has checked that the forward runs nothing after ours.
         if residual is not None or activation is not None:
             return Layer.forward(self, x, residual, activation=activation)
         return forward(self, x, Layer.forward, _fused)
@@ -80,5 +80,5 @@ def _adapted(forward: Forward) -> Forward:
 
 
 def _fused(activation: nn.Module) -> Any:
-    """The activation to hand to our layer in the module's place; None where the module has to run by itself."""
+    """The activation to pass to our layer instead of running the module; None if the module has to run by itself."""
     return None if observed(activation) else of_module(activation)

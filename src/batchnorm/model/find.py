@@ -12,7 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from ..mixin import original_class
 from .adapters import Adapter, adapter_of
 
-# Wrappers that put themselves into the names of what they wrap: torch.compile, FSDP1, checkpoint_wrapper.
+# Wrappers that appear in the names of the modules they wrap: torch.compile, FSDP1, checkpoint_wrapper.
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
@@ -41,7 +41,7 @@ class Found(NamedTuple):
 
 
 def bare(model: nn.Module, wrappers: Sequence[str] = _WRAPPED) -> nn.Module:
-    """The model inside data parallelism and these wrappers, by the names they give what they wrap."""
+    """The model inside data parallelism and these wrappers; a wrapper is given by the name of its attribute."""
     while True:
         inside = [model._modules[name] for name in wrappers if model._modules.get(name) is not None]
         if isinstance(model, (DataParallel, DistributedDataParallel)):
@@ -68,7 +68,7 @@ def find(model: nn.Module) -> list[Found]:
 
 
 def require(model: nn.Module, to: str) -> list[Found]:
-    """`find`, where there is something to find.
+    """`find`, for tools that need at least one batch norm.
 
     Raises:
         ValueError: there is no batch norm.
@@ -80,7 +80,7 @@ def require(model: nn.Module, to: str) -> list[Found]:
 
 
 def find_or_warn(model: nn.Module, to: str, *, stacklevel: int = 2) -> list[Found]:
-    """`find`, for tools that do nothing where there is nothing: they say so, by default at their caller's line."""
+    """`find`, for tools that do nothing without a batch norm: they warn, by default at their caller's line."""
     found = find(model)
     if not found:
         warnings.warn(_nothing_to(to, model), UserWarning, stacklevel=stacklevel + 1)
@@ -97,6 +97,6 @@ def clean(name: str) -> str:
 
 
 def classes_of(model: nn.Module) -> str:
-    """What a model without any batch norm consists of, for the message that says so."""
+    """The classes in a model without a batch norm, for the message about it."""
     kinds = list(dict.fromkeys(type(m).__name__ for m in model.modules() if not any(m.children())))
     return ", ".join(kinds[:8]) + (f" and {len(kinds) - 8} more classes" if len(kinds) > 8 else "")

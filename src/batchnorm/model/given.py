@@ -1,4 +1,4 @@
-"""What a layer was given in a call, with its channels second and its mask beside it; and what it measured of that."""
+"""The samples of one call of a layer, channels second, with their mask; and the moments that the layer measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..moments import Moments, mask_of_lengths
 from ..ops import choose
 from ..pipeline import moments_of, under_transform
 
-UNKNOWN = -1  # a count that only the device could tell
+UNKNOWN = -1  # a count that would have to be read from the device
 
 
 class Given(NamedTuple):
@@ -30,8 +30,8 @@ class Given(NamedTuple):
 def given(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Given:
     """The samples of a call of the layer, as a forward hook sees its arguments.
 
-    Our layers say themselves where their channels are, and take a mask or lengths; all others have their channels in
-    dimension 1, and whatever else they are given is theirs.
+    Our layers know where their channels are, and take a mask or lengths. All others have their channels in dimension 1;
+    their other arguments are ignored here.
     """
     x = _input(args, kwargs).detach()
     dim = option(layer, "channel_dim", 1)
@@ -44,15 +44,15 @@ def given(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> G
 
 
 def moments_given(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Moments:
-    """Moments of the samples, in float64: this rank's alone, of all virtual batches together."""
+    """Moments of the samples in float64: of this rank only, over all virtual batches together."""
     x, mask = given(layer, args, kwargs)
     return moments_of(choose.steps(x).measure(x, mask))
 
 
 class HandedOver:
-    """What a layer says itself of each call in train mode: ours do, and any that sets `measured` as ours do.
+    """What a layer itself reports of each call in train mode: ours do, and any that sets `measured` likewise.
 
-    It is what the call has normalized with: of all ranks where they are synchronized, nothing where a single value was
+    It is what the call has normalized with: over all ranks for synchronized layers, and nothing if a single value was
     normalized by the running statistics.
 
     Args:
@@ -63,18 +63,18 @@ class HandedOver:
         self._last = _kept(layer)
 
     def is_fresh(self, layer: nn.Module) -> bool:
-        """Whether the layer has handed anything over since this was last asked: ask after every call."""
+        """Whether the layer has handed anything over since the last time this was asked. Ask after every call."""
         last, self._last = self._last, _kept(layer)
         return self._last is not None and self._last is not last
 
     def moments(self, layer: nn.Module) -> Any:
         """What was handed over last: an object with count, mean and m2."""
         moments = handed_over(layer) if _is_ours(layer) else self._last
-        self._last = _kept(layer)  # once read, ours keep it in another form
+        self._last = _kept(layer)  # once it has been read, our layers keep it in another form
         return moments
 
     def is_due(self, layer: nn.Module) -> bool:
-        """Whether a layer hands over whatever it measures in an eager call, so that what is not there was not."""
+        """Whether a layer reports all it measures in an eager call, so that no report means nothing was measured."""
         return _is_ours(layer) and not under_transform()
 
 
@@ -90,7 +90,7 @@ def moments_measured(
 
 
 def count_given(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """How many values a channel has, N * S; `UNKNOWN` where a mask decides. Works in a traced call."""
+    """Values per channel, N * S; `UNKNOWN` if a mask decides. Works in a traced call."""
     x = _input(args, kwargs)
     if _takes_masks(layer) and (len(args) > 2 or kwargs.get("mask") is not None or kwargs.get("lengths") is not None):
         return UNKNOWN
@@ -100,7 +100,7 @@ def count_given(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 def _input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     if args:
         return args[0]
-    return kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()))  # a subclass may call it anything
+    return kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()))  # a subclass may give it any name
 
 
 def _kept(layer: nn.Module) -> Any:

@@ -1,4 +1,4 @@
-"""A model called on a batch as loaders make it, copied, and run without a trace of it left behind."""
+"""Calling a model on a loader's batches, copying it, and running it without leaving a trace in it."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The model to call, without torch.compile and data parallelism.
 
     Compiled code calls no hooks, and DistributedDataParallel's forward waits for ranks that may have fewer batches.
-    FSDP stays: without it the parameters are not there.
+    FSDP stays, because the parameters do not exist without it.
     """
     return bare(model, ("_orig_mod",))
 
 
 def each_of(batches: Iterable[Any], max_batches: int | None) -> Iterator[Any]:
-    """The batches, so many at most.
+    """The batches, at most `max_batches` of them.
 
     Raises:
-        TypeError: they are one batch, or a data set: an array would be gone over item by item, a data set sample by
-            sample, and a mapping name by name.
+        TypeError: `batches` is a single batch or a data set. Iterating over an array would give its items, over a data
+            set its samples, and over a mapping its names.
     """
     if isinstance(batches, (Tensor, np.ndarray)):
         raise TypeError(
             f"expected batches, one after the other, but got one {type(batches).__name__} of {tuple(batches.shape)}: "
-            "pass [x] if it is a batch, x.split(256) if it is all the data, list(x) if it is batches, stacked"
+            "pass [x] if it is one batch, x.split(256) if it is all the data, list(x) if it is a stack of batches"
         )
     if isinstance(batches, Mapping):
         raise TypeError(
@@ -57,7 +57,7 @@ def each_of(batches: Iterable[Any], max_batches: int | None) -> Iterator[Any]:
 
 
 def call(model: Any, batch: Any) -> Any:
-    """The model's output for a batch: x, (x, ...) of which the first is the input, or a mapping of keyword arguments.
+    """The model's output for a batch: x, a tuple that starts with x, or a mapping of keyword arguments.
 
     Tensors go to the device of the model's first parameter.
     """
@@ -74,7 +74,7 @@ def call(model: Any, batch: Any) -> Any:
 
 @contextmanager
 def undisturbed_random_state(model: nn.Module) -> Iterator[None]:
-    """Inside the block random numbers may be drawn; afterwards the state is as it was, on the model's devices too."""
+    """Restore the random state at the end of the block, on the model's devices too."""
     devices = {tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == "cuda"}
     with torch.random.fork_rng(sorted(devices)):
         yield
@@ -82,9 +82,9 @@ def undisturbed_random_state(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model runs eagerly, without gradients; afterwards buffers, flags, randomness are as before.
+    """Run the model eagerly and without gradients in the block; restore buffers, flags and random state at its end.
 
-    Clones take the buffers' places: the real ones are not even touched, so a backward under way stays valid.
+    Clones replace the buffers in the block. The originals are not touched, so a pending backward stays valid.
     """
     modules = list(model.modules())
     flags = [vars(module).get("training", module.training) for module in modules]
@@ -92,7 +92,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(undisturbed_random_state(model))
         stack.enter_context(torch.no_grad())
-        if "torch._dynamo" in sys.modules:  # of a compiled forward hooks would see nothing
+        if "torch._dynamo" in sys.modules:  # hooks see nothing of a compiled forward
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             for module in modules:
@@ -106,12 +106,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def copied(model: Model) -> Model:
-    """A deep copy that is the same model: each module in its mode, each tensor with its values.
+    """A deep copy of the model, checked: each module in the same mode, each tensor with the same values.
 
-    A tensor that autograd has made, which torch does not copy, is copied without its history.
+    A tensor computed by autograd, which torch does not copy, is copied without its history.
 
     Raises:
-        ValueError: the model's own way of copying makes another model of it.
+        ValueError: the model's own way of copying gives a different model.
     """
     values = [value for m in model.modules() for name, value in vars(m).items() if name != "_modules"]
     made = [t for t in _pytree.tree_leaves(values) if isinstance(t, Tensor) and t.grad_fn is not None]
@@ -121,7 +121,7 @@ def copied(model: Model) -> Model:
     same = modules.keys() == twins.keys() and state.keys() == other.keys()
     if not same or not all(_equal(state[name], other[name]) for name in state):
         raise ValueError(
-            f"a deep copy of {type(model).__name__} is another model, with other modules or values: look at its "
+            f"a deep copy of {type(model).__name__} differs from it in modules or values: look at its "
             "__deepcopy__, or pass its parts one by one"
         )
     for name, module in modules.items():
@@ -131,7 +131,7 @@ def copied(model: Model) -> Model:
 
 def _equal(a: Any, b: Any) -> bool:
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return True  # extra state, which says for itself what it is equal to
+        return True  # extra state, which defines its own equality
     if a.is_meta or isinstance(a, UninitializedTensorMixin):
         return True
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -1,4 +1,4 @@
-"""summary(): a table of the batch norms of a model: what each is, what it learns, and what convert made of it."""
+"""summary(): a table of the batch norms of a model: what each is, what it learns, and whether it is converted."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .find import Found, bare, clean, require
 
 @dataclass(frozen=True)
 class Row:
-    """One batch norm; None for what is not known, as of a checkpoint.
+    """One batch norm; None for what is not known, for example in a checkpoint.
 
     Attributes:
-        name: in the model; empty for the model itself.
+        name: its name in the model; empty for the model itself.
         kind: its class.
         channels: C; None before a lazy layer's first input.
         momentum: None for a cumulative average too.
         eps: in units of x squared.
-        learns: "gamma, beta", or one of them, or "nothing"; with "frozen" what does not move.
+        learns: "gamma, beta", one of them, or "nothing"; what is frozen is named after "frozen".
         batches: how many the running statistics have tracked.
-        ours: whether `convert` has made it ours, or it was built so.
+        ours: whether it is a layer of ours, converted or built.
         fused: what runs with it in one operation, as "relu" or "add + relu".
-        why_not: of a layer that is not ours, why `convert` leaves it; empty where it would convert it.
+        why_not: for a layer that is not ours, why `convert` does not convert it; empty if it would.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary(Table):
-    """The batch norms of a model, in its order; printed, and in a notebook, a table."""
+    """The batch norms of a model, in model order; shown as a table, printed or in a notebook."""
 
     _columns = ("layer", "class", "channels", "momentum", "eps", "learns", "batches", "ours")
     _numbers = ("channels", "momentum", "eps", "batches")
@@ -83,7 +83,7 @@ class Summary(Table):
 
 
 def summary(model: nn.Module) -> Summary:
-    """The batch norms of a model, whatever their classes: a table for the terminal and the notebook.
+    """Return a table of all batch norms of a model, for the terminal and the notebook.
 
     Args:
         model: any module, or a batch-norm layer itself; compiled or wrapped too.
@@ -130,7 +130,7 @@ def _row(found: Found, fused: dict[str, str]) -> Row:
 
 
 def _learns(found: Found) -> str:
-    """What of gamma and beta the layer has, and what of it is frozen."""
+    """Which of gamma and beta the layer has, and which of them is frozen."""
     layer = found.layer
     if not found.adapter.learns:
         return "nothing, frozen"
@@ -155,7 +155,7 @@ def _fused(model: nn.Module, names: list[str]) -> dict[str, str]:
             said = "add + " * added + (last if activation is None else type(activation).__name__.lower())
             path = clean(prefix + layer.removesuffix("[]"))
             within = [n for n in names if n.startswith(f"{path}.")]
-            # a list of layers; a child that ends in one
+            # a name may stand for a list of layers, or for a child that ends in one
             layers = [path] if path in names else within if layer.endswith("[]") else within[-1:]
             fused.update(dict.fromkeys(layers, said))
     return fused

@@ -12,36 +12,37 @@ class BatchNorm1d(OptionsByName, nn.BatchNorm1d):
 
         y = gamma * (x - mean(batch)) / sqrt(var(batch) + eps) + beta
 
-    mean and var are measured on every batch and replaced by the next; running_mean and running_var track them for eval;
-    gamma and beta (`weight` and `bias`) are parameters like any other, shared by all batches, moved by the optimizer.
+    mean and var are measured anew on every batch; running_mean and running_var track them for eval; gamma and beta
+    (`weight` and `bias`) are ordinary parameters, shared by all batches and moved by the optimizer.
 
     Args:
         num_features: C.
         eps: added to the variance, in units of x squared.
-        momentum: share of the new in the running statistics; None for the average over all batches.
+        momentum: weight of the new batch in the running statistics; None for the average over all batches.
         affine: learn gamma and beta; else 1 and 0.
         track_running_stats: keep running statistics; else measure in eval too.
         device, dtype: of parameters and buffers.
         bias: with affine, learn beta; else gamma alone.
-        activation: fused after it, as in `batch_norm`: None, a name such as "relu", or the torch.nn module of it.
-        virtual_batch_size: measure and normalize so many items of a batch at a time ("ghost batches"), the last ones
-            together if fewer, one value with those before it; the running statistics follow the whole batch's.
+        activation: fused after the normalization: None, a name such as "relu", or a torch.nn module, as in
+            `batch_norm`.
+        virtual_batch_size: number of items that are measured and normalized together ("ghost batches"), as in
+            `batch_norm`; the running statistics track those of the whole batch.
         renorm: batch renormalization, see `Renorm`.
         sync: in training, measure over the batches of all ranks of `process_group` (None: all processes).
-        nonfinite: of a channel whose statistics are NaN or infinite, the running ones "propagate" them, "skip" them
-            (counted in `skipped`), or "raise" a RuntimeError first.
+        nonfinite: what to do if a channel's batch statistics are NaN or infinite: "propagate" them to the running
+            statistics, "skip" them (counted in `skipped`), or "raise" a RuntimeError before anything moves.
         singleton: one value per channel in training: "raise", or normalize it with the "running" statistics.
-        channel_dim: where the channels are: 1, or another after the batch, as -1 for (N, L, C).
+        channel_dim: dimension of the channels, not 0: 1 by default, -1 for (N, L, C).
         center, scale: with affine, learn beta, learn gamma (Keras's names; center=False is bias=False).
-        decay: 1 - momentum, in its place (Keras calls that momentum).
+        decay: 1 - momentum, instead of momentum (Keras calls it momentum).
         unbiased: track the unbiased variance; False: the biased one, as Keras does.
-        initializers: for any of weight, bias, running_mean and running_var a number, or a function that fills the
-            tensor it is given, as those of torch.nn.init.
+        initializers: for any of weight, bias, running_mean and running_var: a number, or a function that fills a given
+            tensor, such as those of torch.nn.init.
 
     Raises:
         ValueError: the input has another number of dimensions; one value per channel in training; unknown activation;
-            options that exclude each other.
-        RuntimeError: another number of channels than num_features; with nonfinite="raise", NaN or infinite statistics.
+            options that contradict each other.
+        RuntimeError: the input does not have num_features channels; with nonfinite="raise", NaN or infinite statistics.
         IndexError: the input has no dimension channel_dim.
         NotImplementedError: renorm in a recomputation by activation checkpointing.
 
@@ -59,36 +60,37 @@ class BatchNorm2d(OptionsByName, nn.BatchNorm2d):
 
         y = gamma * (x - mean(batch)) / sqrt(var(batch) + eps) + beta
 
-    mean and var are measured on every batch and replaced by the next; running_mean and running_var track them for eval;
-    gamma and beta (`weight` and `bias`) are parameters like any other, shared by all batches, moved by the optimizer.
+    mean and var are measured anew on every batch; running_mean and running_var track them for eval; gamma and beta
+    (`weight` and `bias`) are ordinary parameters, shared by all batches and moved by the optimizer.
 
     Args:
         num_features: C.
         eps: added to the variance, in units of x squared.
-        momentum: share of the new in the running statistics; None for the average over all batches.
+        momentum: weight of the new batch in the running statistics; None for the average over all batches.
         affine: learn gamma and beta; else 1 and 0.
         track_running_stats: keep running statistics; else measure in eval too.
         device, dtype: of parameters and buffers.
         bias: with affine, learn beta; else gamma alone.
-        activation: fused after it, as in `batch_norm`: None, a name such as "relu", or the torch.nn module of it.
-        virtual_batch_size: measure and normalize so many items of a batch at a time ("ghost batches"), the last ones
-            together if fewer, one value with those before it; the running statistics follow the whole batch's.
+        activation: fused after the normalization: None, a name such as "relu", or a torch.nn module, as in
+            `batch_norm`.
+        virtual_batch_size: number of items that are measured and normalized together ("ghost batches"), as in
+            `batch_norm`; the running statistics track those of the whole batch.
         renorm: batch renormalization, see `Renorm`.
         sync: in training, measure over the batches of all ranks of `process_group` (None: all processes).
-        nonfinite: of a channel whose statistics are NaN or infinite, the running ones "propagate" them, "skip" them
-            (counted in `skipped`), or "raise" a RuntimeError first.
+        nonfinite: what to do if a channel's batch statistics are NaN or infinite: "propagate" them to the running
+            statistics, "skip" them (counted in `skipped`), or "raise" a RuntimeError before anything moves.
         singleton: one value per channel in training: "raise", or normalize it with the "running" statistics.
-        channel_dim: where the channels are: 1, or another after the batch, as -1 for (N, L, C).
+        channel_dim: dimension of the channels, not 0: 1 by default, -1 for (N, L, C).
         center, scale: with affine, learn beta, learn gamma (Keras's names; center=False is bias=False).
-        decay: 1 - momentum, in its place (Keras calls that momentum).
+        decay: 1 - momentum, instead of momentum (Keras calls it momentum).
         unbiased: track the unbiased variance; False: the biased one, as Keras does.
-        initializers: for any of weight, bias, running_mean and running_var a number, or a function that fills the
-            tensor it is given, as those of torch.nn.init.
+        initializers: for any of weight, bias, running_mean and running_var: a number, or a function that fills a given
+            tensor, such as those of torch.nn.init.
 
     Raises:
         ValueError: the input has another number of dimensions; one value per channel in training; unknown activation;
-            options that exclude each other.
-        RuntimeError: another number of channels than num_features; with nonfinite="raise", NaN or infinite statistics.
+            options that contradict each other.
+        RuntimeError: the input does not have num_features channels; with nonfinite="raise", NaN or infinite statistics.
         IndexError: the input has no dimension channel_dim.
         NotImplementedError: renorm in a recomputation by activation checkpointing.
 
@@ -105,36 +107,37 @@ class BatchNorm3d(OptionsByName, nn.BatchNorm3d):
 
         y = gamma * (x - mean(batch)) / sqrt(var(batch) + eps) + beta
 
-    mean and var are measured on every batch and replaced by the next; running_mean and running_var track them for eval;
-    gamma and beta (`weight` and `bias`) are parameters like any other, shared by all batches, moved by the optimizer.
+    mean and var are measured anew on every batch; running_mean and running_var track them for eval; gamma and beta
+    (`weight` and `bias`) are ordinary parameters, shared by all batches and moved by the optimizer.
 
     Args:
         num_features: C.
         eps: added to the variance, in units of x squared.
-        momentum: share of the new in the running statistics; None for the average over all batches.
+        momentum: weight of the new batch in the running statistics; None for the average over all batches.
         affine: learn gamma and beta; else 1 and 0.
         track_running_stats: keep running statistics; else measure in eval too.
         device, dtype: of parameters and buffers.
         bias: with affine, learn beta; else gamma alone.
-        activation: fused after it, as in `batch_norm`: None, a name such as "relu", or the torch.nn module of it.
-        virtual_batch_size: measure and normalize so many items of a batch at a time ("ghost batches"), the last ones
-            together if fewer, one value with those before it; the running statistics follow the whole batch's.
+        activation: fused after the normalization: None, a name such as "relu", or a torch.nn module, as in
+            `batch_norm`.
+        virtual_batch_size: number of items that are measured and normalized together ("ghost batches"), as in
+            `batch_norm`; the running statistics track those of the whole batch.
         renorm: batch renormalization, see `Renorm`.
         sync: in training, measure over the batches of all ranks of `process_group` (None: all processes).
-        nonfinite: of a channel whose statistics are NaN or infinite, the running ones "propagate" them, "skip" them
-            (counted in `skipped`), or "raise" a RuntimeError first.
+        nonfinite: what to do if a channel's batch statistics are NaN or infinite: "propagate" them to the running
+            statistics, "skip" them (counted in `skipped`), or "raise" a RuntimeError before anything moves.
         singleton: one value per channel in training: "raise", or normalize it with the "running" statistics.
-        channel_dim: where the channels are: 1, or another after the batch, as -1 for (N, L, C).
+        channel_dim: dimension of the channels, not 0: 1 by default, -1 for (N, L, C).
         center, scale: with affine, learn beta, learn gamma (Keras's names; center=False is bias=False).
-        decay: 1 - momentum, in its place (Keras calls that momentum).
+        decay: 1 - momentum, instead of momentum (Keras calls it momentum).
         unbiased: track the unbiased variance; False: the biased one, as Keras does.
-        initializers: for any of weight, bias, running_mean and running_var a number, or a function that fills the
-            tensor it is given, as those of torch.nn.init.
+        initializers: for any of weight, bias, running_mean and running_var: a number, or a function that fills a given
+            tensor, such as those of torch.nn.init.
 
     Raises:
         ValueError: the input has another number of dimensions; one value per channel in training; unknown activation;
-            options that exclude each other.
-        RuntimeError: another number of channels than num_features; with nonfinite="raise", NaN or infinite statistics.
+            options that contradict each other.
+        RuntimeError: the input does not have num_features channels; with nonfinite="raise", NaN or infinite statistics.
         IndexError: the input has no dimension channel_dim.
         NotImplementedError: renorm in a recomputation by activation checkpointing.
 

@@ -17,7 +17,7 @@ def dimension_of_channels(input: Tensor, channel_dim: int, num_features: int) ->
     dim = channel_dim if channel_dim > 0 else channel_dim + dims
     if not 1 <= dim < dims:
         raise IndexError(
-            f"channel_dim={channel_dim} is no dimension after the batch's of an input of {dims} dimensions, "
+            f"channel_dim={channel_dim} must be a dimension after the batch's, but the input has {dims} dimensions, "
             f"{tuple(input.shape)}"
         )
     if input.size(dim) != num_features:

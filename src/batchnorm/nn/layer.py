@@ -72,8 +72,8 @@ class BatchNormLayer(Irreplaceable, nn.modules.batchnorm._BatchNorm):
             residual: of x's shape and dtype, added before the activation.
             mask: bool, broadcastable to x without its channels: True counts. What is False has no part in the
                 statistics, is 0 in y and has no gradient.
-            lengths: integers, (N,), from 0 to L, in place of a mask: of each sequence, (N, C, L) or (N, L, C), the
-                first so many values count. Beside a mask, what both say counts.
+            lengths: integers, (N,), from 0 to L, in place of a mask: the first `lengths` values of each sequence, (N,
+                C, L) or (N, L, C), count. With a mask too, values count that both select.
             activation: for this call; None for the layer's own.
         """
         options = self._batchnorm_options
@@ -100,13 +100,13 @@ class BatchNormLayer(Irreplaceable, nn.modules.batchnorm._BatchNorm):
         settings = Settings(self.eps, act, size)
         running = Running(self.running_mean, self.running_var)
 
-        # Without running statistics there is nothing but the batch to normalise with, in eval too.
+        # Without running statistics there is nothing but the batch to normalize with, in eval too.
         measures = self.training or (running.mean is None and running.var is None)
         again = self.training and recomputing()  # the batch was tracked the first time
         if again and options.renorm is not None:
             raise NotImplementedError(
-                "batch renormalization reads running statistics, and they have moved since the forward that is being "
-                "recomputed: the gradients would be others. Keep this layer out of the activation checkpoint"
+                "batch renormalization reads the running statistics, which have moved since the forward that is being "
+                "recomputed, so the gradients would be wrong. Keep this layer out of the activation checkpoint"
             )
         tracks = self.training and self.track_running_stats and not again
         ranks = several(options.process_group) if options.sync and self.training else None

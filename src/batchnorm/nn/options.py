@@ -107,7 +107,9 @@ def check_options(given: Options, tracks: bool) -> Options:
         )
     if options["virtual_batch_size"] and (options["sync"] or options["renorm"]):
         other = "sync" if options["sync"] else "renorm"
-        raise ValueError(f"virtual_batch_size and {other} exclude each other: a virtual batch is measured by itself")
+        raise ValueError(
+            f"virtual_batch_size excludes {other}, because a virtual batch is measured by itself: drop one"
+        )
     if not isinstance(options["channel_dim"], int) or options["channel_dim"] == 0:
         raise ValueError(
             "channel_dim must be an integer, and not be 0, the dimension of the batch: 1, or -1 for channels last; "
@@ -126,7 +128,7 @@ def check_initializers(initializers: Mapping[str, Initializer]) -> dict[str, Ini
     unknown = set(initializers) - {"weight", "bias", "running_mean", "running_var"}
     if unknown:
         raise ValueError(
-            f"initializers are of weight, bias, running_mean, running_var; got {', '.join(sorted(unknown))}"
+            f"initializers must be for weight, bias, running_mean or running_var; got {', '.join(sorted(unknown))}"
         )
     for name, value in initializers.items():
         if not (callable(value) or isinstance(value, (int, float))):
@@ -143,6 +145,6 @@ def momentum_of(momentum: float | None, decay: float | None) -> float | None:
         return momentum
     if not (momentum == 0.1 and 0 <= decay <= 1):
         raise ValueError(
-            f"decay is 1 - momentum, from 0 to 1: give one of them; got decay={decay}, momentum={momentum}"
+            f"decay must be from 0 to 1, and replaces momentum: give one; got decay={decay}, momentum={momentum}"
         )
     return round(1.0 - decay, 12)  # 0.01 of 0.99, as it was meant

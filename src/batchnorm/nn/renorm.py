@@ -1,4 +1,4 @@
-"""Batch renormalization: how far a batch's normalisation may be from that by the running statistics."""
+"""Batch renormalization: limits on how far it may differ from normalization by the running statistics."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Renorm:
-    """Batch renormalization, for small or unlike batches: training sees what eval will, up to the limits given here.
+    """Batch renormalization, for small or dissimilar batches: training normalizes as eval does, up to the given limits.
 
         xhat = (x - mean) / sigma * r + d
         r = clip(sigma / sigma_running, 1 / r_max, r_max)
         d = clip((mean - mean_running) / sigma_running, -d_max, d_max)
 
     r and d are held constant in backward. With r_max = 1 and d_max = 0 it is batch normalization; without limits,
-    training normalises as eval does.
+    training normalizes as eval does.
 
     Args:
         r_max: the largest ratio, at least 1.
         d_max: the largest difference, in standard deviations, at least 0.
-        schedule: (r_max, d_max) after so many batches, in place of the two. The paper starts with batch normalization
-            and relaxes it, for at first the running statistics say nothing yet.
+        schedule: a function from the number of tracked batches to (r_max, d_max), replacing the two. The paper starts
+            with batch normalization and relaxes the limits, because the running statistics are meaningless at first.
 
     Raises:
         ValueError: r_max below 1 or d_max below 0.

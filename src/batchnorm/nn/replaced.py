@@ -32,7 +32,7 @@ def _refuse_to_lose(layer: Any) -> None:
     lost += [f"frozen={'+'.join(layer.frozen)}"] if getattr(type(layer), "_frozen_stats", None) is not None else []
     if lost:
         raise RuntimeError(
-            f"convert_sync_batchnorm makes a new layer in the place of {layer}, without {', '.join(lost)}: it would be "
-            "another model. Use bn.convert(model, sync=True), and leave out what calls "
+            f"convert_sync_batchnorm would replace {layer} by a new layer without {', '.join(lost)}, which is "
+            "another model. Use bn.convert(model, sync=True), and remove the call of "
             "convert_sync_batchnorm, such as sync_batchnorm=True of Lightning's Trainer"
         )

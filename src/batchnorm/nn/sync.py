@@ -20,24 +20,25 @@ Model = TypeVar("Model", bound=nn.Module)
 class SyncBatchNorm(OptionsByName):
     """Batch normalization of (N, C, *) over the batches of all ranks: a drop-in for torch.nn.SyncBatchNorm.
 
-    In training every rank normalises with the mean and variance of all ranks' samples, and gradients flow through them
-    across ranks: together they compute what one process would on the joined batch. The counts are the true ones, so
-    ranks may have batches of different sizes, masks, or empty batches. One collective in forward, one in backward, on
-    any backend: on the CPU too. In eval, alone, or without a process group it is a plain layer.
+    In training every rank normalizes with the mean and variance of all ranks' samples, and gradients flow through them
+    across ranks: together they compute what one process would compute on the joined batch. Counts are exact, so ranks
+    may have batches of different sizes, masks, or empty batches. It takes one collective in forward and one in
+    backward, with any backend, also on the CPU. In eval, with one rank, or without a process group, it is a plain
+    layer.
 
-    Every rank must run the same layers in the same order, and backward through each where the others do.
+    Every rank must run the same layers in the same order, and run backward through each layer that the others do.
 
-    It is no subclass of torch.nn.SyncBatchNorm, whose instances DistributedDataParallel refuses on the CPU.
+    It is not a subclass of torch.nn.SyncBatchNorm, because DistributedDataParallel refuses those on the CPU.
 
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype: as torch.nn's.
-        process_group: whose ranks are measured together; None for all.
+        process_group: the ranks that measure together; None for all.
         options: those of `BatchNorm1d`.
 
     Raises:
-        ValueError: fewer than 2 dimensions; one value per channel on all ranks together (told on the CPU alone, where
-            looking costs nothing).
-        RuntimeError: another number of channels than num_features; the other ranks did not answer within the process
+        ValueError: fewer than 2 dimensions; one value per channel on all ranks together (checked on the CPU only, where
+            reading it costs nothing).
+        RuntimeError: the input does not have num_features channels; the other ranks did not answer within the process
             group's timeout.
 
     Source: torch.nn.SyncBatchNorm, whose parameters, buffers, state_dict and defaults it has.
@@ -77,6 +78,6 @@ class SyncBatchNorm(OptionsByName):
 
         Args:
             module: any module, or a batch-norm layer itself.
-            process_group: whose ranks are measured together; None for all.
+            process_group: the ranks that measure together; None for all.
         """
         return late("batchnorm.model.convert", "convert")(module, sync=True, process_group=process_group)

@@ -1,4 +1,4 @@
-"""The usual call of a layer: on a device with operators of ours, one rank, nothing but what one operator does."""
+"""The fast path of a layer's call: one rank, one of our operators, no other options."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The usual call of a layer that torch's own operators serve: elsewhere than on the CPU, one rank, torch.nn's options.
+"""The fast path of a layer's call on torch's own operators: not on the CPU, one rank, only torch.nn's options.
 
-A GPU waits for the host at small batches, so what is around the operator has to be no more than torch.nn's layer has.
+With small batches a GPU waits for the host, so this path must have no more overhead than torch.nn's layer.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def usual_native_call(
         z, measured = native.normalized(operands, settings, running_mean, running_var, momentum)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # the long way says why, in better words
+    except RuntimeError:  # the slow path raises with a better message
         return None
     batches.add_(1)
     layer._batchnorm_remember(measured, True)

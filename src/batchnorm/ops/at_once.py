@@ -1,7 +1,7 @@
-"""A whole call by one of our operators each way, with as little around it as torch's own has: for small batches.
+"""Run a whole call by one operator forward and one backward, with as little overhead as torch's own, for small batches.
 
-The operators check everything before they write anything, but have no good words: what is `Refused` here has moved
-nothing, and is to go the long way, which does it otherwise or says why not.
+The operators check everything before they write anything, but their messages are terse. A call that is `Refused` here
+has changed nothing, and takes the long path, which computes it in another way or raises a better message.
 """
 
 from __future__ import annotations
@@ -21,26 +21,28 @@ _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _get_tracing_state = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
 _increment_version = torch._C._increment_version
-# Past OpOverload.__call__, which only passes on: a frame in Python costs as much as a pass over a small batch.
+# Bypasses OpOverload.__call__, which only forwards: a Python frame costs as much as a pass over a small batch.
 _forward, _backward, _infer = (
     getattr(torch.ops.batchnorm, name).default._op for name in ("forward_", "backward", "infer")
 )
 
 Moved = tuple[Tensor | None, Tensor | None, Tensor | None, float, bool, bool]
-"""running_mean, running_var, batches; momentum, unbiased, skip_nonfinite: what a training call moves, and how."""
+"""running_mean, running_var, batches; momentum, unbiased, skip_nonfinite: what a training call updates, and how."""
 
 NOTHING: Moved = (None, None, None, 0.0, True, False)
 
 
 class Refused(Exception):
-    """The call is not one operator's, and nothing has moved."""
+    """One operator cannot serve the call; nothing has changed."""
 
 
 def possible(x: object) -> bool:
-    """Whether operators compute when they are called: nobody traces or transforms."""
+    """Whether operators compute when they are called: nothing traces or transforms the call."""
     return (
         type(x) is Tensor
-        and (cpu.COMPILED if x.is_cpu else choose.gpu_serves(x))  # elsewhere every call would raise, to be caught
+        and (
+            cpu.COMPILED if x.is_cpu else choose.gpu_serves(x)
+        )  # on any other device every call would raise, only to be caught
         and not _is_dynamo_compiling()
         and _get_tracing_state() is None
         and not _transforms_active()
@@ -58,8 +60,8 @@ def train(
     activation: Activation,
     moved: Moved,
 ) -> tuple[Tensor, Tensor]:
-    """y, and the statistics of x; what is to be moved has moved."""
-    # x alone is in training mostly enough.
+    """y, and the statistics of x; the running statistics have moved."""
+    # In training, looking at x is usually enough.
     if _is_grad_enabled() and (x.requires_grad or _any_requires_grad(weight, bias, residual, moved[0], moved[1])):
         y = _apply_train(x, weight, bias, residual, mask, (eps, activation, moved))
         return y, y.grad_fn.statistics
@@ -82,7 +84,7 @@ def infer(
     if _is_grad_enabled() and (x.requires_grad or _any_requires_grad(*others)):
         _check_saved(x, *others)
         return _apply_infer(x, weight, bias, residual, mask, running_mean, running_var, Settings(eps, activation))
-    # What has a default takes as long to be passed as a small layer's arithmetic.
+    # Passing arguments that have defaults takes as long as a small layer's arithmetic.
     usual = (x, running_mean, running_var, weight, bias, eps, activation.code, activation.slope)
     try:
         return _infer(*usual)[0] if residual is None and mask is None else _infer(*usual, residual, mask)[0]
@@ -91,7 +93,7 @@ def infer(
 
 
 def _any_requires_grad(*tensors: Tensor | None) -> bool:
-    # A residual that is no tensor is the operator's to refuse.
+    # The operator itself refuses a residual that is not a tensor.
     return any(isinstance(each, Tensor) and each.requires_grad for each in tensors)
 
 
@@ -103,7 +105,7 @@ def _check_saved(
     running_mean: Tensor | None,
     running_var: Tensor | None,
 ) -> None:
-    """Refuse what autograd would refuse, but only once the operator has run."""
+    """Refuse early what autograd would refuse only after the operator has run."""
     if (
         x.is_inference()
         or (weight is not None and weight.is_inference())
@@ -128,7 +130,7 @@ def _train(
     running_mean, running_var, batches, momentum, unbiased, skip_nonfinite = moved
     try:
         if running_mean is not None and running_var is not None:
-            # Who saved them for backward has to learn that they change.
+            # Tell autograd that they change, for graphs that saved them for backward.
             _increment_version((running_mean, running_var) if batches is None else (running_mean, running_var, batches))
         if residual is None and mask is None and unbiased and not skip_nonfinite:
             return _forward(
@@ -179,8 +181,8 @@ class Train(Function):
         return dx, dweight, dbias, dresidual, None, None
 
 
-# Function.apply but for what it does under a transform of torch.func, where these are never called.
+# Function.apply without its part for torch.func's transforms, under which these are never called.
 _apply_train = super(Function, Train).apply  # pyright: ignore[reportAttributeAccessIssue]
 _apply_infer = super(Function, autograd.Normalize).apply  # pyright: ignore[reportAttributeAccessIssue]
-# And what the engine calls, but for the question whether it is backward or vjp that the class has.
+# And what the engine calls, without the check whether the class has backward or vjp.
 Train._backward_cls.apply = Train.backward  # pyright: ignore[reportAttributeAccessIssue]

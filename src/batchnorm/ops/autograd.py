@@ -121,14 +121,15 @@ def _keep(ctx: Any, operands: Any, y: Tensor, statistics: Tensor | None, setting
     x, weight, bias, residual, mask = operands
     kept_residual, kept_y = (None, None) if residual is None else kept_beside(residual, y, settings.activation)
     ctx.settings = settings
-    # Beside what is saved, for hooks may bring back in half precision what they are given. Tracers save it all.
+    # Kept outside of save_for_backward, because hooks may return saved tensors in half precision. Tracers save all of
+    # it.
     ctx.statistics = None if torch.compiler.is_compiling() else statistics
     traced = (statistics,) if torch.compiler.is_compiling() else ()
     ctx.save_for_backward(x, weight, bias, kept_residual, mask, kept_y, *traced)
 
 
 def kept_beside(residual: Tensor, y: Tensor, activation: Activation) -> tuple[Tensor | None, Tensor | None]:
-    """Of a call with a residual, that or y: what the activation's derivative needs."""
+    """For a call with a residual: the residual or y, whichever the activation's derivative needs."""
     if not activation.output_determines_derivative:
         return residual, None
     return None, None if activation.name == "none" else y
@@ -142,8 +143,8 @@ def gradients(ctx: Any, dy: Tensor, measured: bool, ranks: ProcessGroup | None =
     statistics: Any = traced[0] if traced else ctx.statistics
     need_dx, need_dweight, need_dbias, need_dresidual = ctx.needs_input_grad[:4]
     if _is_grad_enabled():
-        # Somebody will differentiate this gradient, so it has to be a function of x in autograd's eyes, statistics
-        # included. Plain operators are.
+        # This gradient will be differentiated again, so autograd must see it as a function of x, statistics included.
+        # Plain operators give that.
         collective.refuse_more_derivatives(ranks)
         if measured:
             statistics = plain.measure(operands.x, operands.mask, settings.virtual_batch)

@@ -1,9 +1,9 @@
-"""Which implementation serves a call, and why not another: the one place that asks.
+"""Which implementation serves a call, and why the others do not: decided in this one place.
 
 cpu      C++ for tensors in the CPU's memory
 gpu      Triton kernels, where a committed run has proved them or BATCHNORM_GPU=1 switches them on
 native   torch's own batch-norm operators, where there is no kernel of ours
-plain    torch's elementwise operators and sums: all that the others do not do, on any device
+plain    torch's elementwise operators and sums: everything else, on any device
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .native import is_wrapped
 from .plain import Operands, Settings
 from .schema import DTYPES
 
-_TRANSFORMED = "a transform of torch.func, forward mode or torch.jit.trace is at work"
+_TRANSFORMED = "a transform of torch.func, forward mode or torch.jit.trace is active"
 _OURS = "there is a kernel of ours"
 _NAMES = ("cpu", "gpu", "native")
 _FIRST = torch.device("cuda", 0)
@@ -29,7 +29,7 @@ _transforms_active = torch._C._are_functorch_transforms_active
 
 
 def under_transform() -> bool:
-    """Whether forward mode or a transform of torch.func is at work, eager or compiled.
+    """Whether forward mode or a transform of torch.func is active, eager or compiled.
 
     Then plain operators compute, for they compose with any transform: an autograd.Function has one backward, which
     forward mode cannot differentiate again, and an operator of ours has no derivative of its own.
@@ -47,7 +47,7 @@ def why_not_cpu(x: Tensor) -> str | None:
         return f"the input's layout is {x.layout}"
     if x.dtype not in DTYPES:
         return f"the input's dtype is {x.dtype}"
-    return f"{type(x).__name__} sees to torch's operators itself" if is_wrapped(x) else None
+    return f"{type(x).__name__} handles torch's operators itself" if is_wrapped(x) else None
 
 
 def why_not_gpu(x: Tensor, virtual_batch: int = 0) -> str | None:
@@ -63,7 +63,7 @@ def why_not_gpu(x: Tensor, virtual_batch: int = 0) -> str | None:
         return f"the input's dtype is {x.dtype}"
     if virtual_batch:
         return "the kernels have no virtual batches"
-    return f"{type(x).__name__} sees to torch's operators itself" if is_wrapped(x) else None
+    return f"{type(x).__name__} handles torch's operators itself" if is_wrapped(x) else None
 
 
 def _have_kernels(x: Tensor, virtual_batch: int = 0) -> bool:
@@ -71,9 +71,9 @@ def _have_kernels(x: Tensor, virtual_batch: int = 0) -> bool:
 
 
 def composes(x: Tensor) -> bool:
-    """Whether plain operators serve without a Function around them, so that whatever is at work sees each of them.
+    """Whether plain operators serve without a Function around them, so that an active transform sees each of them.
 
-    torch.jit.trace is among that: a Function cannot be saved.
+    torch.jit.trace counts as one, because it cannot save a Function.
     """
     return under_transform() or is_wrapped(x) or _get_tracing_state() is not None
 
@@ -124,7 +124,7 @@ def why_not_native_over_ranks(operands: Operands) -> str | None:
     if composes(operands.x):
         return _TRANSFORMED
     if why_not_cpu(operands.x) is None or (operands.x.is_cuda and gpu.why_off(operands.x.device) is None):
-        return _OURS  # of a GPU also if a kernel was seen to be wrong: ranks have to agree on what they send
+        return _OURS  # for a GPU even if a kernel was found to be wrong, because ranks have to agree on what they send
     if operands.mask is not None:
         return "torch's batch norm has no mask"
     if not native_sync.serves(operands.x):
@@ -133,7 +133,7 @@ def why_not_native_over_ranks(operands: Operands) -> str | None:
 
 
 class Backend(NamedTuple):
-    """One implementation: what it serves, whether this machine has it, and of a call, whether it serves that."""
+    """One implementation: what it serves, whether this machine has it, and whether it serves the given call."""
 
     name: str
     serves: str
@@ -146,7 +146,7 @@ class Backend(NamedTuple):
 def backends(
     operands: Operands | None, settings: Settings, training: bool, renormalized: bool = False, over_ranks: bool = False
 ) -> list[Backend]:
-    """The implementations, and why each serves the call or not; without a call whether the machine has them."""
+    """The implementations, each with the reason why it does not serve the call, or, without a call, this machine."""
     cpu_off = "" if cpu.COMPILED else f"batchnorm was installed without its compiled operators: {cpu.CURE}"
     gpu_off = gpu.why_not(operands.x.device if operands is not None and operands.x.is_cuda else _FIRST)
     bits = 8 * torch.ops.batchnorm.vector_bytes() if cpu.COMPILED else None
@@ -165,7 +165,7 @@ def backends(
 def _reasons(
     operands: Operands, settings: Settings, training: bool, renormalized: bool, over_ranks: bool
 ) -> tuple[str, str, str, str]:
-    """Why cpu, gpu, native and plain do not serve the call; empty of the one that does."""
+    """Why cpu, gpu, native and plain do not serve the call; empty for the one that does."""
     x, transformed = operands.x, _TRANSFORMED if composes(operands.x) else None
     cpu_off = why_not_cpu(x) or transformed
     gpu_off = why_not_gpu(x, settings.virtual_batch if training else 0) or transformed

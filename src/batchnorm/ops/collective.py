@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-_HELD = 2048  # channels in a message: hardly a layer has more
+_HELD = 2048  # channels per message: few layers have more
 
 
 class RanksDiffer(RuntimeError):
-    """The ranks of a process group have not the same number of channels."""
+    """The ranks of a process group have different numbers of channels."""
 
 
 def several(ranks: ProcessGroup | None) -> ProcessGroup | None:
@@ -37,8 +37,8 @@ def merge_over(statistics: Tensor, ranks: ProcessGroup) -> Tensor:
     One all-gather of (count, mean, m2) for every channel; a rank without samples takes part with counts of 0.
 
     Raises:
-        RanksDiffer: on every rank, where they have not the same number of channels. On the CPU alone: elsewhere
-            looking would wait for the device.
+        RanksDiffer: on every rank, if their numbers of channels differ. Checked on the CPU only, because elsewhere
+            reading them would wait for the device.
     """
     if statistics.is_cpu and not torch.compiler.is_compiling():
         merged = _exchanged(statistics, ranks).merged()
@@ -48,10 +48,10 @@ def merge_over(statistics: Tensor, ranks: ProcessGroup) -> Tensor:
 
 
 def _exchanged(statistics: Tensor, ranks: ProcessGroup) -> Moments:
-    """The Moments of all ranks, stacked, by messages of one length, whatever number of channels a rank has.
+    """The Moments of all ranks, stacked, by messages of one length, independent of a rank's number of channels.
 
-    gloo aborts, or mixes things up, where ranks send messages of different lengths. Only what has more channels than a
-    message holds takes a second one.
+    gloo aborts, or mixes up values, if ranks send messages of different lengths. Only more channels than fit one
+    message take a second message.
     """
     channels = statistics.size(1)
     held = statistics[1:, :_HELD]
@@ -73,7 +73,7 @@ def _exchanged(statistics: Tensor, ranks: ProcessGroup) -> Moments:
 
 
 def is_lonely(statistics: Tensor) -> bool:
-    """Whether the ranks have one value per channel between them. On the CPU: elsewhere looking would wait for it."""
+    """Whether ranks together have one value per channel. On the CPU only: elsewhere it would wait for the device."""
     count = statistics[0]
     return count.is_cpu and not torch.compiler.is_compiling() and count.numel() > 0 and count[0].item() == 1
 
@@ -82,7 +82,7 @@ def gather(mine: Tensor, ranks: ProcessGroup) -> Tensor:
     """The tensors of all ranks, of one shape, stacked in the order of the ranks: one all-gather."""
     mine = mine.unsqueeze(0).contiguous()  # gloo wants the ranks' dimension in both
     everyones = mine.new_empty((dist.get_world_size(ranks), *mine.shape[1:]))
-    # torch 2.13 has a new name for it, and warns of the old one.
+    # torch 2.13 renames it, and warns about the old name.
     all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
     _together(all_gather, everyones, mine, ranks)
     return everyones
@@ -96,11 +96,11 @@ def sum_over(sums: Tensor, ranks: ProcessGroup) -> Tensor:
 
 
 def refuse_more_derivatives(ranks: ProcessGroup | None) -> None:
-    """Raise where there are ranks, whose part in more than a first derivative nobody computes."""
+    """Raise if there are several ranks: nothing computes their part in a second derivative."""
     if ranks is not None:
         raise RuntimeError(
-            "synchronized batch normalization has first derivatives by backward() alone: more would need the other "
-            "ranks' part in them. Take them on one rank (without a process group) or in eval mode"
+            "synchronized batch normalization supports only first derivatives, by backward(): others would need other "
+            "ranks' part. Take higher derivatives on one rank (without a process group) or in eval mode"
         )
 
 
@@ -112,7 +112,7 @@ def _together(collective: Callable[..., Any], *args: Any, **kwargs: Any) -> None
         collective(*args, **kwargs)
     except RuntimeError as error:
         raise RuntimeError(
-            "synchronized batch normalization did not get the other ranks' part: every rank of the process group must "
+            "synchronized batch normalization got no answer from another rank: every rank of the process group must "
             "run the same layers in the same order, with an empty batch where it has no samples, and run backward "
             "where the others do. Look for the rank that raised or died first"
         ) from error

@@ -16,8 +16,8 @@ def _load() -> bool:
     library = Path(__file__).parent.parent / "_C.so"
     if not library.exists():
         warnings.warn(
-            "batchnorm was installed without its compiled operators and runs on PyTorch's own: slower on CPUs, and as "
-            f"exact as those. To have them, {CURE}.",
+            "batchnorm was installed without its compiled operators and uses PyTorch's own: slower on CPUs, and as "
+            f"exact as those. To get them, {CURE}.",
             stacklevel=2,
         )
         return False

@@ -1,4 +1,4 @@
-"""The steps on our own operators: on each device the kernels that there are for it."""
+"""The steps on our own operators; each device has its own kernels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def forward(operands: Operands, settings: Settings) -> tuple[Tensor, Tensor]:
 def infer(
     operands: Operands, running_mean: Tensor, running_var: Tensor, settings: Settings, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """y, and if they are to be kept the statistics it was normalized with: the running ones."""
+    """y, and, to be kept for backward, the running statistics it was normalized with."""
     x, weight, bias, residual, mask = operands
     eps, activation, _ = settings
     return _operators.infer.default(
@@ -100,7 +100,7 @@ def track(
     unbiased: bool = True,
     skip_nonfinite: bool = False,
 ) -> None:
-    """Nudge the running statistics towards the measured ones, in place: see `plain.track`."""
-    if not torch.compiler.is_compiling():  # which sees itself that they are written
+    """Nudge the running statistics toward the measured ones, in place: see `plain.track`."""
+    if not torch.compiler.is_compiling():  # which tracks these writes itself
         torch._C._increment_version((running_mean, running_var))
     _operators.update_running_.default(running_mean, running_var, statistics, float(momentum), unbiased, skip_nonfinite)

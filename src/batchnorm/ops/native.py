@@ -29,7 +29,7 @@ class Measured(NamedTuple):
     eps: float
 
     def statistics(self) -> Tensor:
-        """The (3, C) tensor of `plain.Statistics`: made when somebody asks, for it costs as much as a small layer."""
+        """The (3, C) tensor of `plain.Statistics`: made only on request, because it costs as much as a small layer."""
         mean, rstd = self.mean.double(), self.rstd.double()
         count = torch.zeros_like(mean) + self.values
         m2 = (rstd.square().reciprocal() - self.eps).clamp(min=0) * count
@@ -49,12 +49,12 @@ def why_not(operands: Operands, settings: Settings, training: bool) -> str | Non
 
 
 def is_wrapped(x: Tensor) -> bool:
-    """Whether x is of a subclass that sees to torch's operators itself, as DTensor does."""
+    """Whether x is of a subclass that handles torch's operators itself, as DTensor does."""
     return type(x) not in _TENSORS and getattr(type(x), "__torch_dispatch__", _PASSES_ON) is not _PASSES_ON
 
 
 def vectors_dtype(x: Tensor) -> torch.dtype:
-    """Of weight, bias and running statistics: torch wants one for all of them, and one of two."""
+    """The dtype of weight, bias and running statistics: torch requires one for all of them, x's or float32."""
     return torch.float32 if x.dtype in _LOW_PRECISION else x.dtype
 
 
@@ -62,15 +62,15 @@ def moves(running_mean: Tensor | None, x: Tensor) -> bool:
     """Whether torch's operators can move these running statistics."""
     if running_mean is None or running_mean.dtype != vectors_dtype(x):
         return False
-    # Of a DTensor whose channels are sharded torch moves a copy, in silence.
+    # If a DTensor's channels are sharded, torch silently updates a copy.
     return not any(placement.is_shard(1) for placement in getattr(x, "placements", ()))
 
 
 def scratch(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Running statistics for torch to move in place of the layer's, never read.
+    """Running statistics that torch updates instead of the layer's; they are never read.
 
-    With none, autograd would save two tensors fewer, and torch.utils.checkpoint refuse a recomputation, which tracks
-    nothing; and torch would keep what it measured in the dtype of x.
+    A recomputation tracks nothing. Without these, autograd would save two tensors fewer than in the first forward,
+    which torch.utils.checkpoint refuses; and torch would keep the measured statistics in the dtype of x.
     """
     empty = [x.new_empty((x.size(1),), dtype=vectors_dtype(x), layout=torch.strided) for _ in range(2)]
     return empty[0], empty[1]
@@ -79,7 +79,7 @@ def scratch(x: Tensor) -> tuple[Tensor, Tensor]:
 def train(
     operands: Operands, settings: Settings, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
 ) -> tuple[Tensor, Measured]:
-    """y, and what of x it was normalized with; the running statistics moved, which torch `moves`, or None."""
+    """y, and the measured statistics. Also moves the running statistics, which torch `moves`, unless they are None."""
     if running_mean is None or running_var is None:
         running_mean, running_var = scratch(operands.x)
     z, measured = normalized(operands, settings, running_mean, running_var, momentum)
@@ -89,7 +89,7 @@ def train(
 def normalized(
     operands: Operands, settings: Settings, running_mean: Tensor, running_var: Tensor, momentum: float
 ) -> tuple[Tensor, Measured]:
-    """The same before residual and activation. Where torch refuses the call, nothing has moved."""
+    """The same, before residual and activation. If torch refuses the call, nothing has moved."""
     x, weight, bias = of_one_dtype(operands)
     z, mean, rstd, *_ = torch._batch_norm_impl_index(  # pyright: ignore[reportPrivateImportUsage]
         x, weight, bias, running_mean, running_var, True, momentum, settings.eps, torch.backends.cudnn.enabled
@@ -106,17 +106,18 @@ def infer(operands: Operands, running_mean: Tensor, running_var: Tensor, setting
 
 
 def of_one_dtype(operands: Operands) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """x, weight and bias: a layer made by .half() keeps its running statistics in float32, and so it is all of them."""
+    """x, weight and bias: the running statistics after .half() stay in float32, so all vectors become float32."""
     x, weight, bias, _, _ = operands
     return x, _cast(weight, vectors_dtype(x)), _cast(bias, vectors_dtype(x))
 
 
 def finish(z: Tensor, operands: Operands, settings: Settings) -> Tensor:
-    """The activation of z + residual, of a z that nobody else has."""
+    """activation(z + residual), where no one else uses z."""
     residual = operands.residual
     if residual is None:
         return settings.activation(z)
-    # In place, for batch norm differentiates from x, and does not keep z. Of a DTensor + may choose other placements.
+    # In place, because batch norm differentiates from x and does not keep z. For a DTensor, + may choose other
+    # placements.
     return settings.activation(z + residual if is_wrapped(z) else z.add_(residual))
 
 

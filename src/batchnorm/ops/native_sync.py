@@ -1,6 +1,6 @@
 """Synchronized batch normalization on torch's own operators for it, on devices that have them.
 
-They measure and merge in one launch each, where plain operators take some forty small ones a layer.
+They measure and merge in one launch each; plain operators take some forty small launches per layer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .plain import Operands, Settings
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# What a rank without samples counts as where torch merges. Its formula divides by the count so far and this one's, so
-# that a first count of 0 gives 0/0; it keeps the count so far as an integer, so that this one adds nothing.
+# The count of a rank without samples when torch merges. torch divides by the sum of the counts so far, so a first count
+# of 0 gives 0/0. It keeps that sum as an integer, so this fraction adds nothing to it.
 _NOTHING = 1e-30
 
 
@@ -33,7 +33,7 @@ class Rows(NamedTuple):
 
 
 def serves(x: Tensor) -> bool:
-    """Whether x's device has the operators. A compiled graph does without: the compiler fuses what is plain."""
+    """Whether x's device has the operators. A compiled graph does not use them: the compiler fuses plain operators."""
     if torch.compiler.is_compiling():
         return False
     key = torch._C._dispatch_key_for_device(x.device.type)
@@ -42,7 +42,7 @@ def serves(x: Tensor) -> bool:
 
 @torch.no_grad()
 def measure(x: Tensor, eps: float, ranks: ProcessGroup) -> Rows:
-    """What every rank measured: one all-gather. Nobody looks which ranks are empty, for that would wait for them."""
+    """What every rank measured: one all-gather. It does not look for empty ranks: that would wait for the device."""
     dtype, channels = vectors_dtype(x), x.size(1)
     if x.numel():
         mean, rstd = torch.batch_norm_stats(_laid_out(x), eps)
@@ -57,13 +57,13 @@ def measure(x: Tensor, eps: float, ranks: ProcessGroup) -> Rows:
 def merge(
     x: Tensor, rows: Rows, eps: float, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
 ) -> Measured:
-    """What all ranks measured together; the running statistics moved, which torch `moves`, or None."""
+    """What all ranks measured together. Moves the running statistics, which torch `moves`, or None."""
     total, count = rows.counts.double().sum(), rows.counts.clamp(min=_NOTHING)
     if running_mean is None or running_var is None:
         moved = scratch(x)
     elif _count(x) > 1:
         moved = running_mean, running_var
-    else:  # there may be no samples at all, or one, which has no variance: torch would write NaN
+    else:  # there may be no samples, or a single one without a variance: torch would write NaN
         moved = running_mean.clone(), running_var.clone()
     mean, rstd = torch.batch_norm_gather_stats_with_counts(x, rows.means, rows.rstds, *moved, momentum, eps, count)
     if running_mean is not None and running_var is not None and moved[0] is not running_mean:
@@ -99,7 +99,7 @@ class _Normalize(Function):
         else:
             dbias, along = torch.zeros_like(mean), torch.zeros_like(mean)
         dx, (need_dx, need_dweight, need_dbias, *_) = None, ctx.needs_input_grad
-        # The other ranks wait for this one's part, whether it has a use for theirs or not.
+        # The other ranks wait for this rank's part, even if it needs nothing from them.
         total = collective.sum_over(torch.stack((dbias, along)), ctx.ranks)
         if need_dx:
             dx = torch.empty_like(x)
@@ -109,7 +109,7 @@ class _Normalize(Function):
 
 
 def _laid_out(x: Tensor) -> Tensor:
-    """x as torch's operators read it without a copy of their own each: dense, channels first or last."""
+    """x in a layout that torch's operators read without copying: dense, channels first or last."""
     return x.contiguous(memory_format=suggest_memory_format(x))
 
 

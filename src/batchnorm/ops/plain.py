@@ -1,8 +1,8 @@
 """The steps of batch normalization on plain PyTorch operators: any device, any dtype, differentiable in turn.
 
-These serve where no compiled operator does, and they are what double backward differentiates. Statistics accumulate in
-float64; element by element the arithmetic is float32 (float64 for float64), around the mean: x - mean is taken first,
-with the mean as a pair of floats, so that the error does not grow with the mean.
+They are the fallback where no compiled operator serves, and what double backward differentiates. Statistics accumulate
+in float64. Elementwise arithmetic is float32 (float64 for float64) and begins with x - mean, with the mean as a pair of
+floats, so that the error does not grow with the mean.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Operands(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The numbers of a call. A virtual batch is so many items of the batch, measured by themselves; 0: all of them."""
+    """The numbers of a call. virtual_batch: items that are measured together; 0: all of them."""
 
     eps: float
     activation: Activation
@@ -56,7 +56,7 @@ def statistics_of(count: Tensor, mean: Tensor, m2: Tensor) -> Tensor:
 
 
 def given(running_mean: Tensor, running_var: Tensor) -> Tensor:
-    """The same of running statistics: a count of 0, for nothing was measured, and the variance in the row of m2."""
+    """The same tensor for running statistics: a count of 0, as nothing was measured, and the variance in the row m2."""
     mean = running_mean.double()
     return torch.stack((torch.zeros_like(mean), mean, running_var.double()))
 
@@ -71,10 +71,10 @@ def measure(x: Tensor, mask: Tensor | None, size: int = 0) -> Tensor:
         values, present = torch.where(mask, x, 0.0), mask
     count = _sum(present, x, size)
     mean = _sum(values, x, size) / count.clamp(min=1)
-    centred = _centre(values, mean, size)
+    centered = _center(values, mean, size)
     if mask is not None:
-        centred = torch.where(mask, centred, 0.0)
-    return statistics_of(count, mean, _sum(centred.square(), x, size))
+        centered = torch.where(mask, centered, 0.0)
+    return statistics_of(count, mean, _sum(centered.square(), x, size))
 
 
 def normalize(operands: Operands, statistics: Tensor, settings: Settings) -> Tensor:
@@ -115,7 +115,7 @@ def apply(
 ) -> tuple[Tensor | None, Tensor | None]:
     """dx = (dz - mean(dz) - xhat * mean(dz * xhat)) * weight * rstd, and dz, which is the residual's gradient.
 
-    The means are `sums` over the count; None where the statistics were given, not measured: nothing flows through them.
+    The means are `sums` over the count. Without `sums` the statistics were given, not measured, and get no gradient.
     """
     measured = Statistics(*statistics)
     dz, xhat = _dz_and_xhat(dy, operands, y, measured, settings)
@@ -199,7 +199,7 @@ def _dz_and_xhat(
     if mask is not None:
         dy, y = torch.where(mask, dy, 0.0), None if y is None else torch.where(mask, y, 0.0)
     x = operands.x
-    xhat = _centre(x, measured.mean, settings.virtual_batch)
+    xhat = _center(x, measured.mean, settings.virtual_batch)
     xhat = xhat * _spread(measured.rstd(settings.eps).to(xhat.dtype), x, settings.virtual_batch)
     if y is not None:
         derivative = settings.activation.derivative_from_output(y.to(xhat.dtype))
@@ -224,7 +224,7 @@ def _cleared(operands: Operands) -> Operands:
 
 def _pre_activation(operands: Operands, measured: Statistics, settings: Settings) -> Tensor:
     x, size = operands.x, settings.virtual_batch
-    z = _centre(x, measured.mean, size)
+    z = _center(x, measured.mean, size)
     z = z * _spread(_scale(operands.weight, measured.rstd(settings.eps), z.dtype), x, size)
     if operands.bias is not None:
         z = z + _spread(operands.bias.to(z.dtype), x, size)
@@ -235,7 +235,7 @@ def _scale(weight: Tensor | None, rstd: Tensor, dtype: torch.dtype) -> Tensor:
     return (rstd if weight is None else rstd * weight.double()).to(dtype)
 
 
-def _centre(x: Tensor, mean: Tensor, size: int) -> Tensor:
+def _center(x: Tensor, mean: Tensor, size: int) -> Tensor:
     """x - mean, with a float64 mean and float32 arithmetic, exact to the last bit or so at any mean."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     high = mean.to(dtype)
@@ -244,9 +244,9 @@ def _centre(x: Tensor, mean: Tensor, size: int) -> Tensor:
 
 
 def virtual_batches(x: Tensor, size: int) -> int:
-    """How many virtual batches of `size` items x is cut into. The last one is of the rest, if any.
+    """How many virtual batches of `size` items x is cut into. The last one holds the remainder, if any.
 
-    A rest of one value has no variance, so it joins the one before it.
+    A remainder of one value has no variance, so it joins the one before it.
     """
     joins = x.size(0) > size > 1 and x.size(0) % size == 1 and math.prod(x.shape[2:]) == 1
     return x.size(0) // size if joins else -(-x.size(0) // size)
@@ -261,7 +261,7 @@ def _sum(values: Tensor, x: Tensor, size: int) -> Tensor:
     if groups <= 1:
         return items.sum(0, keepdim=True, dtype=torch.float64)[:groups]
     sums = F.pad(items, (0, 0, 0, -items.size(0) % size)).unflatten(0, (-1, size)).sum(1, dtype=torch.float64)
-    return torch.cat((sums[: groups - 1], sums[groups - 1 :].sum(0, keepdim=True)))  # a rest of one has joined
+    return torch.cat((sums[: groups - 1], sums[groups - 1 :].sum(0, keepdim=True)))  # a remainder of one has joined
 
 
 def _spread(channels: Tensor, x: Tensor, size: int) -> Tensor:

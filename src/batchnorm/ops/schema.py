@@ -1,4 +1,4 @@
-"""Every operator once: its signature, its tags, and what it returns in a trace. C++ and others only implement.
+"""Every operator once: its signature, its tags, and what it returns in a trace. C++ and Triton only implement.
 
 Statistics are one float64 tensor with the rows count, mean and m2 of every channel: (3, C), or (3, G, C) of G virtual
 batches. With eps they give 1 / sqrt(m2 / max(count, 1) + eps), by which x - mean is scaled. A running variance stands
@@ -17,11 +17,11 @@ from torch._prims_common import suggest_memory_format
 from .plain import virtual_batches
 
 STATISTICS, SUMS = 3, 2  # rows
-# Of the input, where kernels of ours compute.
+# Dtypes of the input that our kernels support.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# The operators take any strides, so that Inductor need not copy from NCHW to NHWC and back around each of them. The tag
-# is younger than the oldest torch that runs: without it the copies are there, and nothing else changes.
+# The operators take any strides, so that Inductor need not copy from NCHW to NHWC and back around each of them. The
+# oldest supported torch lacks this tag: there the copies remain, and nothing else changes.
 _TAGS = (torch.Tag.pt2_compliant_tag, *([torch.Tag.flexible_layout] if hasattr(torch.Tag, "flexible_layout") else []))
 
 library = torch.library.Library("batchnorm", "DEF")
@@ -74,7 +74,7 @@ def infer(
     x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Any, bias: Any, eps: float, act: int = 0,
     slope: float = 0.0, residual: Any = None, mask: Any = None, keep: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """y by the running statistics; `keep`: returns what they were, too, as statistics."""
+    """y by the running statistics; `keep`: also return a copy of them, as statistics."""
     return _like(x), _rows(x, STATISTICS) if keep else None
 
 
@@ -115,7 +115,7 @@ def apply(
     slope: float = 0.0, residual: Any = None, y: Any = None, mask: Any = None, virtual_batch: int = 0,
     need_dx: bool = True, need_dresidual: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """dx and the residual's gradient, from those sums; without sums nothing flows through the statistics."""
+    """dx and the residual's gradient, from those sums; without sums the statistics get no gradient."""
     return _like(x) if need_dx else None, _like(x) if need_dresidual else None
 
 
@@ -151,7 +151,7 @@ library.define("vector_bytes() -> int")  # of the registers that the CPU's loops
 
 
 def _check_no_values_are_asked_for(name: str, args: tuple[Any, ...]) -> None:
-    """A tensor without values among others would be answered with memory that was never written."""
+    """A tensor without values among real ones would give a result of uninitialized memory."""
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     real = [tensor.device for tensor in tensors if type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta]
     if real:

@@ -73,7 +73,7 @@ def check_gpu(out: Path | None, allow: bool, interpreted: bool, as_json: bool) -
 def _require_gpu() -> None:
     off = available.why_off(torch.device("cuda", 0))
     if off is not None and available.SWITCH not in off:  # unproved, or switched off: no reason not to check
-        raise NoGPU(f"{off}; --interpreted checks the kernels on the CPU, by Triton's interpreter")
+        raise NoGPU(f"{off}; --interpreted checks the kernels on the CPU with Triton's interpreter")
 
 
 def _interpreted() -> Iterable[Checked]:

@@ -1,4 +1,4 @@
-"""A recorded training on disk: its format, its journal, and who reads it. NumPy, never torch.
+"""A recorded training on disk: its format, its journal, and who reads it. Uses NumPy, never torch.
 
 schema     what the files hold        journal    frames that survive a kill       lines     JSON, a line each
 folder     made, reopened, marked     lock       one writer                       reader    Run, open_run, list_runs

@@ -1,4 +1,4 @@
-"""One step of gamma or beta by hand: the arithmetic of SGD, Adam and AdamW, line by line, in float64."""
+"""One step of gamma or beta, worked through: the arithmetic of SGD, Adam and AdamW, line by line, in float64."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Explanation:
 
     Attributes:
         terms: what was recorded and what follows from it, in order; the last is the number after the step.
-        predicted: that, as the rule gives it; None where the rule is not spelled out, or was not followed.
-        recorded: that, as the optimizer left it.
-        note: one sentence for the reader where there is something to say: a first step, a skipped one, an optimizer
-            whose rule is not spelled out; else "".
+        predicted: the value after the step by the rule; None if the rule is unknown here, or was not followed.
+        recorded: the value after the step as the optimizer left it.
+        note: one sentence about a special case: a first step, a skipped one, an optimizer whose rule is unknown here;
+            else "".
     """
 
     terms: tuple[Term, ...]
@@ -64,7 +64,7 @@ def explain(update: Update, channel: int, quantity: str = "gamma") -> Explanatio
         quantity: "gamma" or "beta".
 
     Raises:
-        KeyError: no such quantity, the optimizer had nothing to do with it, or the channel was not kept.
+        KeyError: no such quantity, the optimizer did not update it, or the channel was not kept.
 
     Example:
         >>> one = np.ones(1, np.float32)
@@ -85,10 +85,10 @@ def explain(update: Update, channel: int, quantity: str = "gamma") -> Explanatio
         raise KeyError(f"no quantity {quantity!r}; there are {', '.join(LEARNED)}")
     change = update.gamma if quantity == "gamma" else update.beta
     if change is None:
-        raise KeyError(f"the optimizer had nothing to do with {quantity} in step {update.step}")
+        raise KeyError(f"the optimizer did not update {quantity} in step {update.step}")
     place = int(np.searchsorted(update.channels, channel))
     if place == len(update.channels) or update.channels[place] != channel:
-        raise KeyError(f"channel {channel} was not kept of step {update.step}; {len(update.channels)} others were")
+        raise KeyError(f"channel {channel} was not kept in step {update.step}; {len(update.channels)} others were")
     sheet = _Sheet(change, place, quantity)
     rule = _RULES.get(change.optimizer)
     recorded = float(change.after[place])

@@ -18,7 +18,7 @@ FORMATS = ("parquet", "arrow", "csv", "tensorboard")
 
 
 def export(run: Run, out: str | os.PathLike[str], format: str = "parquet") -> Path:
-    """Write what a run recorded for other programs, and return the folder that holds it.
+    """Write a run in a format for other programs, and return the folder.
 
     parquet, arrow and csv: long tables stats (a row a step, layer and quantity), vectors (a row a channel), probes,
     histograms (a row a bin), updates, scalars and alerts, each in a file of that name. tensorboard: event files; the
@@ -32,14 +32,14 @@ def export(run: Run, out: str | os.PathLike[str], format: str = "parquet") -> Pa
         format: "parquet", "arrow", "csv" or "tensorboard".
 
     Raises:
-        ValueError: no such format. FileExistsError: out holds something. Either before anything is written.
+        ValueError: no such format. FileExistsError: `out` is not empty. Both are raised before anything is written.
         ModuleNotFoundError: the extra "export" is not installed.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} must be a new or an empty folder: name another")
+        raise FileExistsError(f"out must be a new or an empty folder, but {out} holds something: name another")
     write = _write_events if format == "tensorboard" else _write_tables
     existed = out.is_dir()
     out.mkdir(parents=True, exist_ok=True)

@@ -40,8 +40,8 @@ def require_own(path: Path) -> None:
         if S_ISREG(found.st_mode) and found.st_nlink == 1:
             return
         is_linked = S_ISLNK(found.st_mode) or S_ISREG(found.st_mode)
-        what = "a link" if is_linked else "none"
-        raise FileExistsError(f"{path} must be a file of its own, and is {what}: it is left alone; move it away")
+        what = "a link" if is_linked else "something else"
+        raise FileExistsError(f"{path} must be a regular file with one name, but is {what}; move it away")
 
 
 def open_own(path: Path, flags: int) -> int:

@@ -41,7 +41,7 @@ def create_folder(
     path = Path("runs") / now.strftime("%Y%m%d-%H%M%S-%f") if log_dir is None else Path(log_dir)
     path = path.absolute()  # the training may change the working directory
     if path.exists() and not path.is_dir():
-        raise FileExistsError(f"log_dir must be a folder, and {path} is a file: name another")
+        raise FileExistsError(f"log_dir must be a folder, but {path} is a file: name another")
     _refuse_run(path)
     text = _encode(
         {
@@ -63,10 +63,12 @@ def create_folder(
 
 def _refuse_run(path: Path) -> None:
     if (path / RUN).exists():
-        raise FileExistsError(f"{path} holds a run already: name another folder, or go on with resume_step=")
+        raise FileExistsError(f"{path} holds a run already: name another folder, or continue the run with resume_step=")
     for name in _WRITTEN:
         if os.path.lexists(path / name):
-            raise FileExistsError(f"{path} holds a {name} already, of no run: name another folder, or move it away")
+            raise FileExistsError(
+                f"{path} holds a {name} already, but no run: name another folder, or move the file away"
+            )
 
 
 def reopen_folder(
@@ -81,11 +83,11 @@ def reopen_folder(
         FileExistsError: a file of it is a link, or no file.
     """
     if log_dir is None:
-        raise ValueError("resume_step needs log_dir, the folder of the run to go on with")
+        raise ValueError("resume_step needs log_dir, the folder of the run to continue")
     run = open_run(Path(log_dir).absolute())
     before, now = ([(layer.name, layer.channels) for layer in of_run] for of_run in (run.layers, layers))
     if before != now:
-        raise ValueError(f"{run.path} is a run of other layers: it has {before}, the model {now}")
+        raise ValueError(f"{run.path} is a run with other layers: it has {before}, the model has {now}")
     for name in _WRITTEN:
         require_own(run.path / name)
     lock = Lock(run.path)

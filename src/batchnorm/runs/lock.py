@@ -43,7 +43,7 @@ class Lock:
             self.release()
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 who = "this process" if holder == str(os.getpid()) else f"another process (pid {holder})"
-                raise BlockingIOError(f"{path} is being written by {who}: wait for its end, or stop it") from None
+                raise BlockingIOError(f"{path} is being written by {who}: wait until it ends, or stop it") from None
             return  # a file system without locks: write as if there were none
         os.ftruncate(file, 0)
         os.write(file, f"{os.getpid()}\n".encode())

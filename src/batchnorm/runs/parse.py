@@ -25,7 +25,7 @@ def check_regular(path: Path) -> None:
         FileNotFoundError: there is nothing.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"{path.name} must be a regular file, and is none")
+        raise ValueError(f"{path.name} must be a regular file, but is not")
 
 
 def read_regular(path: Path) -> bytes:

@@ -160,9 +160,9 @@ class Run:
     def histograms(self, layer: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """How the normalized values xhat = (x - mean) / sqrt(var + eps) of each probed batch are spread.
 
-        What a channel gets is mean + sqrt(var + eps) * xhat, what it gives beta + gamma * xhat: one histogram serves
-        both.
-        In a batch in which a layer runs several times, each call is normalized by itself, and the counts are added.
+        A channel's input is mean + sqrt(var + eps) * xhat and its output beta + gamma * xhat, so one histogram shows
+        both. In a batch in which a layer runs several times, each call is normalized by itself, and the counts are
+        added.
 
         Args:
             layer: a name from `layers`.
@@ -177,16 +177,15 @@ class Run:
         return frames.steps, kept_channels(self.layers[i]), decode(frames, self.layers, i)
 
     def updates(self, layer: str) -> list[Update]:
-        """Worked steps: gamma and beta before and after a step, with all that the optimizer made one from the other of.
+        """Worked steps: gamma and beta before and after a step, with everything the optimizer used.
 
-        A few are kept of a run: records 0 to 5, and from each power of two on a pair. `runs.explain.explain` spells out
-        the arithmetic.
+        A run keeps a few: records 0 to 5, and then two records from each power of two on. `runs.explain.explain` spells
+        out the arithmetic.
 
         Args:
             layer: a name from `layers`.
         Returns:
-            One `Update` a step of the optimizer, ascending; steps in which it had nothing to do with the layer are left
-            out.
+            One `Update` a step of the optimizer, ascending; steps in which it did not update the layer are left out.
         """
         return self._updates.of(self._layer(layer))
 
@@ -195,7 +194,7 @@ class Run:
         return self._scalars[0]
 
     def alerts(self) -> list[dict[str, Any]]:
-        """What was not finite, and when: {"step", "layer", "quantity", "what", "count"}."""
+        """When which values were not finite: {"step", "layer", "quantity", "what", "count"}."""
         return self._alerts[0]
 
     @property
@@ -322,6 +321,16 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         FileNotFoundError: no such folder, or no run.json in it.
         ValueError: run.json is not a run's, or of a later format.
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> from batchnorm import watch
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> with watch(nn.Sequential(nn.BatchNorm1d(3)), folder, layers=[]) as w:
+        ...     w.log(loss=0.5)
+        >>> run = open_run(folder)
+        >>> run.status, [line["loss"] for line in run.scalars()]
+        ('finished', [0.5])
     """
     path = Path(path)
     return Run(path, read_facts(path, read_text(path)))
@@ -391,8 +400,8 @@ def _alike(frames: Frames, name: str, size: int, times: int = 1) -> Frames:
         return frames
     keep = int(beyond[0])
     damage = (
-        f"{name}: at most {MOST_PADDED} times the bytes of the probes may be needed for a table of them; kept the "
-        f"{keep} whole frames before it would be more"
+        f"{name}: a table of the probes may take at most {MOST_PADDED} times their own bytes; kept the "
+        f"{keep} whole frames that stay below this"
     )
     return Frames(frames.data, frames.steps[:keep], frames.starts[:keep], frames.lengths[:keep], damage)
 

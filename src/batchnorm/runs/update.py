@@ -1,4 +1,4 @@
-"""Worked steps: gamma and beta before and after one step, and all that the optimizer made the one from the other of."""
+"""Worked steps: gamma and beta before and after one step, and everything the optimizer used to compute it."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Update:
     Attributes:
         step: the training step.
         channels: (c,) int64: which channels were kept, ascending; all, unless the layers have many thousands.
-        gamma, beta: how each changed; None where the optimizer had nothing to do with it: it is frozen, has no
-            gradient, or the layer has none.
+        gamma, beta: how each changed; None if the optimizer did not update it: it is frozen, has no gradient, or the
+            layer does not have it.
     """
 
     step: int
@@ -171,7 +171,7 @@ class Updates:
         self._starts = np.cumsum([0, *widths]) * len(LEARNED) * ROWS * F4.itemsize
         for k, step in enumerate(frames.steps.tolist()):
             if self.damage is None and self._which(k).max(initial=-1) >= len(self._lines.get(step, [])):
-                self.damage = f"{UPDATES}: {OPTIMIZERS} lacks lines of step {step}: what they are of is left out"
+                self.damage = f"{UPDATES}: {OPTIMIZERS} lacks lines of step {step}; their updates are left out"
 
     def of(self, i: int) -> list[Update]:
         """Those of the i-th layer, a step after the other."""

@@ -1,4 +1,4 @@
-"""accumulate(): the micro-batches of one step, tracked as the one batch they are together."""
+"""accumulate(): the micro-batches of one step, tracked as one batch."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from .update import tracking
 
 @contextmanager
 def accumulate(model: nn.Module) -> Iterator[None]:
-    """Inside the block, what the batch-norm layers measure is pooled, and tracked as one batch at the block's end.
+    """Pool what the batch-norm layers measure in the block, and track it as one batch at the block's end.
 
         running = (1 - momentum) * running + momentum * (of the union of all batches in the block)
 
-    For gradient accumulation: k micro-batches then move the running statistics as one batch of their union would, with
-    momentum applied once, the variance that of the union (Moments merge exactly), and num_batches_tracked one more.
+    For gradient accumulation: k micro-batches then move the running statistics as one batch of their union would.
+    Momentum is applied once, the variance is that of the union (Moments merge exactly), and num_batches_tracked grows
+    by one. Each micro-batch is still normalized with its own mean and variance, and gets the gradients of that; pooling
+    cannot make k micro-batches compute what one large batch would. A micro-batch with one value per channel has no
+    variance: it is normalized by what the block has pooled so far, itself included, or by the running statistics if it
+    is the first.
 
-    Normalisation is still by micro-batch: each is normalised with its own mean and variance, and has the gradients of
-    that. No pooling afterwards can make k micro-batches what one big batch would have been. A micro-batch of one value
-    a channel, which has no variance, is normalised by what the block has pooled so far, itself included, and the very
-    first one by the running statistics.
-
-    If the block raises, nothing is tracked. A layer that did not run, or not in train mode, is left alone, as is one in
-    a `no_update` block within. Of nested blocks the outermost counts. A recomputation by activation checkpointing
-    counts once; keep the backward inside the block with torch.nn's layers.
+    If the block raises, nothing is tracked. A layer is left alone if it did not run in train mode, or ran inside an
+    inner `no_update` block. In nested blocks the outermost one counts. A recomputation by activation checkpointing is
+    not counted again; with torch.nn's layers, keep the backward inside the block.
 
     Args:
         model: any module, or a batch-norm layer itself; torch.nn's layers or ours.
 
     Raises:
-        ValueError: a lazy layer has not seen an input yet; or all that a layer saw in the block is one value a channel.
+        ValueError: a lazy layer has not seen an input yet; or a layer saw a single value per channel in the whole
+            block.
         TypeError: not a module.
         NotImplementedError: a torch.nn.SyncBatchNorm in several processes; or a forward inside a torch.func transform.
 
@@ -62,8 +62,8 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     for layer in layers:
         if isinstance(layer, nn.SyncBatchNorm) and not isinstance(layer, Ours) and several(None):
             raise NotImplementedError(
-                "accumulate cannot pool over processes what torch.nn.SyncBatchNorm measures, and without that their "
-                "running statistics would part; use batchnorm's layers"
+                "accumulate cannot pool what torch.nn.SyncBatchNorm measures over processes, and without that their "
+                "running statistics would diverge; use bn.convert(model, sync=True)"
             )
     for layer in layers:
         mix_in(layer, Pooling)
@@ -88,7 +88,7 @@ class Pooling(Mixin):
 
     _copied = False
     _pooled: Moments | None = None
-    _lone: bool = False  # whether all that is pooled is one value a channel
+    _lone: bool = False  # whether the pool is a single value per channel
     _statistics: Tensor | None = None  # what a layer of ours has measured in this call
     track_running_stats: bool
     eps: float
@@ -98,7 +98,7 @@ class Pooling(Mixin):
             return self._forward_untracked(input, *args, **kwargs)
         if under_transform():
             raise NotImplementedError(
-                "accumulate cannot pool what a torch.func transform measures; leave one of them out"
+                "accumulate cannot pool what a layer measures inside a torch.func transform; use only one of the two"
             )
         given = (input, *args)
         if is_lone(self, given, kwargs):
@@ -133,7 +133,7 @@ class Pooling(Mixin):
         self._pooled = moments if self._pooled is None else self._pooled.merge(moments)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The pool is that of the block, not of a copy. (Python 3.10 has no object.__getstate__ to call.)
+        # The pool belongs to the block, not to a copy. (Python 3.10 has no object.__getstate__ to call.)
         state = getattr(super(), "__getstate__", self.__dict__.copy)()
         return {name: value for name, value in state.items() if name not in _OF_THE_BLOCK}
 

@@ -1,4 +1,4 @@
-"""adapt(): batch norm fitted to data of another kind than it was trained on, without labels; and undone."""
+"""adapt(): fit batch norm to data unlike the training data, without labels; can be undone."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _RELIABLE, _COLLAPSED, _MEMORY = 0.4, 0.2 / math.log(1000), 0.9
 
 @dataclass(frozen=True)
 class Adaptation(Recalibration):
-    """What `adapt` did: a `Recalibration`, and how the predictions' entropy went.
+    """What `adapt` did: a `Recalibration`, and how the entropy of the predictions changed.
 
     Attributes:
-        entropy: of the predictions on each batch before the step on it, mean over the batch, in nats.
+        entropy: mean entropy of the predictions on each batch, before the step on that batch, in nats.
         resets: how often gamma and beta were put back because the predictions were collapsing.
     """
 
@@ -56,42 +56,41 @@ def adapt(
     sync: bool = True,
     process_group: ProcessGroup | None = None,
 ) -> Adaptation:
-    """Fit batch norm, in place, to data of another kind than it was trained on; labels are not needed.
+    """Fit batch norm, in place, to data unlike the training data. Labels are not needed.
 
-    - "statistics" (AdaBN): the running statistics become those of these batches. Wants some hundreds of samples.
+    - "statistics" (AdaBN): the running statistics become those of these batches. Needs some hundreds of samples.
     - "blend": for few samples: with n of them,
-      running = prior / (prior + n) * running + n / (prior + n) * measured, the mean and the variance each.
-    - "entropy" (TENT): gamma and beta, and nothing else, learn to make the predictions certain: Adam on the mean
-      entropy of softmax(model output), each layer normalising with the batch; then the running statistics are measured
-      for eval. With the guards that later work found necessary: only predictions that are certain already, to 0.4 of
-      the largest entropy, are learned from (EATA); and when the moving average (0.9) of their entropy falls below 0.029
-      of the largest, which is where all inputs come out as one class, gamma and beta are put back and learning begins
-      anew (SAR: 0.2 nats of ln 1000). They make a collapse rarer, not impossible: keep lr small, and look at
-      `entropy` and at a few labels.
+      running = prior / (prior + n) * running + n / (prior + n) * measured, for mean and variance separately.
+    - "entropy" (TENT): only gamma and beta learn, to make the predictions certain: Adam minimizes the mean entropy of
+      softmax(model output) while each layer normalizes with the batch; then the running statistics are measured for
+      eval. Two guards from later work: only predictions with less than 0.4 of the largest possible entropy are learned
+      from (EATA); and if the moving average (0.9) of their entropy falls below 0.029 of the largest, where all inputs
+      are predicted as one class, gamma and beta are reset and learning starts again (SAR: 0.2 nats of ln 1000). The
+      guards make a collapse rarer, not impossible: keep lr small, and check `entropy` and a few labels.
 
     As in `recalibrate`, which does the measuring, frozen layers are left alone and dropout is off. Modes, gradients and
-    requires_grad are as they were afterwards; if anything raises, parameters and running statistics are too.
+    requires_grad are restored; if anything raises, so are parameters and running statistics.
 
     Args:
         model: any module; for "entropy" one whose output is logits, (N, classes, *).
-        batches: as of `recalibrate`. "entropy" and `exact` go over them several times: not an iterator.
+        batches: as for `recalibrate`. "entropy" and `exact` need several passes, so pass a list or DataLoader, not an
+            iterator.
         method: see above.
-        call: `call(model, batch)`, for batches of another kind; for "entropy" it returns the logits.
-        max_batches: stop after so many.
-        exact: as of `recalibrate`.
-        prior: how many samples the statistics of the source count as, for "blend": larger, the less the target is
-            trusted.
-        lr: of Adam, for "entropy".
-        epochs: for "entropy": how often to go over the batches with steps.
-        sync, process_group: as of `recalibrate`; "entropy" does not average gradients over ranks, so with several it
-            wants sync=False.
+        call: `call(model, batch)`, for other kinds of batches; for "entropy" it returns the logits.
+        max_batches: the largest number of batches to use.
+        exact: as for `recalibrate`.
+        prior: for "blend": how many samples the existing statistics count as. A larger prior trusts the new data less.
+        lr: for "entropy": Adam's learning rate.
+        epochs: for "entropy": number of passes of training steps over the batches.
+        sync, process_group: as for `recalibrate`; "entropy" does not average gradients over ranks, so on several ranks
+            it needs sync=False.
 
     Returns:
-        The table of `recalibrate`, `entropy` and `resets`; its `undo()` puts back parameters and running statistics,
-        bit by bit.
+        The table of `recalibrate`, `entropy` and `resets`; its `undo()` restores parameters and running statistics, bit
+        for bit.
 
     Raises:
-        ValueError: an unknown method, no batches, no gamma and beta to learn, or logits of another shape.
+        ValueError: an unknown method, no batches, no gamma and beta to learn, or logits of a wrong shape.
         RuntimeError: predictions or statistics that are not finite.
         NotImplementedError: "entropy" on several ranks.
 
@@ -136,11 +135,13 @@ def adapt(
 def _minimize_entropy(
     model: nn.Module, batches: Iterable[Any], call: Call, max_batches: int | None, lr: float, epochs: int
 ) -> tuple[list[float], int]:
-    """Let gamma and beta learn; the entropy of each batch, and how often they were put back."""
+    """Let gamma and beta learn; return the entropy of each batch, and how often they were reset."""
     layers = list(layers_of(model)[0].values())
     learned = _learned(layers)
     if not learned:
-        raise ValueError("no batch-norm layer of the model has a gamma or beta that is not frozen: nothing can learn")
+        raise ValueError(
+            "the model needs a batch norm with gamma or beta that is not frozen, but has none: unfreeze the model"
+        )
     start = [parameter.detach().clone() for parameter in learned]
     entropy: list[float] = []
     resets, average = 0, None
@@ -167,7 +168,7 @@ def _minimize_entropy(
 
 
 def _learned(layers: list[BatchNorm]) -> list[Tensor]:
-    """Gamma and beta of the layers but where they are frozen, each once."""
+    """Gamma and beta of the layers, each once, without the frozen ones."""
     learned = {}
     for layer in layers:
         if "affine" not in getattr(layer, "frozen", ()):
@@ -177,7 +178,7 @@ def _learned(layers: list[BatchNorm]) -> list[Tensor]:
 
 @contextmanager
 def _learning(model: nn.Module, learned: list[Tensor]) -> Iterator[None]:
-    """Inside the block these parameters alone require a gradient; afterwards all is as it was, gradients too."""
+    """Let only these parameters require a gradient in the block; restore everything at its end, gradients too."""
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     try:
         for parameter, _, _ in before:
@@ -193,14 +194,14 @@ def _learning(model: nn.Module, learned: list[Tensor]) -> Iterator[None]:
 
 
 def _entropy(logits: Any) -> tuple[Tensor, float]:
-    """Entropy of each prediction, in nats, and the largest that there is."""
+    """Entropy of each prediction, in nats, and the largest possible one."""
     if not isinstance(logits, Tensor) or logits.dim() < 2 or logits.size(1) < 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
-            f"expected logits of (N, classes, *), 2 classes at least, but got {got}; pass call= to get them"
+            f"expected logits of shape (N, classes, *) of at least 2 classes, but got {got}; pass call= to get them"
         )
     log_probability = logits.float().log_softmax(1)
     each = -(log_probability.exp() * log_probability).sum(1).flatten()
     if not each.isfinite().all():
-        raise RuntimeError("the predictions are not finite; look for NaN in the batch, or for an lr that is too large")
+        raise RuntimeError("the predictions are not finite; look for NaN in the batch, or lower lr")
     return each, math.log(logits.size(1))

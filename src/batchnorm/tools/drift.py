@@ -15,7 +15,7 @@ from .population import Saved
 
 @dataclass(frozen=True)
 class Drift:
-    """How far one layer's running statistics were from what it measured; of a layer left alone, why it was.
+    """How far one layer's running statistics were from what it measured; or why the layer was left alone.
 
     Attributes:
         layer: its name in the model.
@@ -23,10 +23,10 @@ class Drift:
             "nothing non-finite".
         channels: C.
         written: in how many channels the running statistics have been set.
-        values: how many values a channel was measured over; with masks, the fewest.
+        values: values per channel that were measured; with masks, the smallest number.
         nonfinite: in how many channels the tracked mean or variance was NaN, infinite or negative.
-        mean: (C,) float64, (tracked - measured) / sigma, where sigma = sqrt(measured variance + eps): by so much the
-            layer's output before gamma was shifted. None where nothing was measured; NaN where the tracked was.
+        mean: (C,) float64, (tracked - measured) / sigma, where sigma = sqrt(measured variance + eps): the shift of the
+            layer's output before gamma. None if nothing was measured; NaN where the tracked value was NaN.
         log_variance: (C,) float64, ln((tracked + eps) / (measured + eps)), of the variances: 0 where they agree.
     """
 
@@ -40,7 +40,7 @@ class Drift:
     log_variance: Tensor | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """What json can write: median and largest size over the channels where it is finite; None where nowhere."""
+        """What JSON can write: median and largest absolute value over the finite channels; None if there are none."""
         said: dict[str, Any] = {
             name: getattr(self, name) for name in ("layer", "state", "channels", "written", "values", "nonfinite")
         }
@@ -52,11 +52,11 @@ class Drift:
 
 @dataclass(frozen=True)
 class Recalibration(Table):
-    """What `recalibrate` found and did, a `Drift` a layer; printed, and in a notebook, a table.
+    """What `recalibrate` found and did, one `Drift` per layer; shown as a table, printed or in a notebook.
 
     Attributes:
         layers: every batch-norm layer of the model, in its order.
-        passes: how often it went over the batches.
+        passes: number of passes over the batches.
     """
 
     _numbers = ("channels", "values", "mean off by (σ)", "largest", "ln variance ratio")
@@ -67,7 +67,7 @@ class Recalibration(Table):
     _saved: Saved
 
     def undo(self) -> None:
-        """Put back what the layers had before, bit by bit, whatever has happened to it since."""
+        """Restore what the layers had before, bit for bit, whatever has happened since."""
         self._saved.restore()
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Recalibration(Table):
 
     @property
     def headline(self) -> str:
-        """Nothing: the table says it all."""
+        """Empty: the table needs no headline."""
         return ""
 
     def _cells(self) -> Iterable[tuple[str, ...]]:

@@ -15,31 +15,31 @@ Model = TypeVar("Model", bound=nn.Module)
 def freeze(model: Model, stats: bool = True, affine: bool = False) -> Model:
     """Freeze every batch-norm layer in the model, in place, until `unfreeze`; returns the model.
 
-    "Freezing batch norm" is said of three different things; here each is a choice of its own:
+    "Freezing batch norm" can mean three different things; each is a separate choice here:
 
-    - stats: normalise with the running statistics and leave them as they are, in training too, also after
-      `model.train()`, which would end what a mere `layer.eval()` does, and through `reset_running_stats()`, which
-      torch.optim.swa_utils.update_bn calls on every layer. (`reset_parameters()` does set them as in a new layer.)
-    - affine: gamma and beta get no gradient and stay as they are.
-    - Normalising with each batch but not tracking it is neither: see `no_update`.
+    - stats: normalize with the running statistics and keep them as they are, in training too. This survives
+      `model.train()`, which would undo a plain `layer.eval()`, and `reset_running_stats()`, which
+      torch.optim.swa_utils.update_bn calls on every layer. (`reset_parameters()` does reset them, as in a new layer.)
+    - affine: gamma and beta get no gradient and keep their values.
+    - Normalizing with each batch without tracking it is neither of these: see `no_update`.
 
     It works on torch.nn's layers (1d, 2d, 3d, sync, lazy), on ours, and on subclasses of either; other normalizations
     are left alone. A frozen layer is the same object, still an instance of its class, and says `frozen=` in its repr.
-    Freezing again adds to what is frozen, and never takes away.
+    Freezing again can freeze more, never less.
 
-    The state_dict has the usual keys, and beside them (where torch keeps versions) what is frozen. torch.nn's layers
-    load it as any other. A layer of ours, and any layer that is frozen already, becomes frozen as the loaded one was,
-    so that a resumed training does not thaw; loading never unfreezes. Formats without that metadata (safetensors, or a
-    dict made from the state_dict) carry the values alone.
+    The state_dict has the usual keys, and records what is frozen in its metadata, where torch keeps versions.
+    torch.nn's layers load it like any other. A layer of ours, and any layer that is frozen already, is frozen as the
+    saved one was, so a resumed training does not unfreeze it; loading never unfreezes. Formats without that metadata
+    (safetensors, or a dict made from the state_dict) carry only the values.
 
     Args:
         model: any module, or a batch-norm layer itself. Freeze part of a model by passing that part.
         stats: keep the running statistics, and use them.
-        affine: set `requires_grad` of gamma and beta to False, where it is True. Do it before wrapping the model in
-            DistributedDataParallel, which takes note of what requires a gradient.
+        affine: set `requires_grad` of gamma and beta to False, where it is True. Do this before wrapping the model in
+            DistributedDataParallel, which looks at requires_grad when it is built.
 
     Raises:
-        ValueError: neither is chosen; or a layer has no running statistics to keep. Nothing has been changed then.
+        ValueError: neither is chosen, or a layer has no running statistics to keep. The model is then unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
@@ -68,11 +68,19 @@ def freeze(model: Model, stats: bool = True, affine: bool = False) -> Model:
 def unfreeze(model: Model) -> Model:
     """Undo every `freeze` in the model, in place; returns the model.
 
-    Each layer is again in the mode that the last train() or eval() set, gamma and beta require a gradient again if they
-    did, and the class is the one it was. Running statistics and their count have not changed meanwhile.
+    Each layer gets back its class and the mode that the last train() or eval() set. Gamma and beta require a gradient
+    again if they did before. Running statistics and their count have not changed while frozen.
 
     Args:
         model: any module, or a batch-norm layer itself; unfreeze part of a model by passing that part.
+
+    Returns:
+        The same model.
+
+    Example:
+        >>> layer = bn.freeze(bn.BatchNorm1d(3), affine=True)
+        >>> layer.weight.requires_grad, bn.unfreeze(layer).weight.requires_grad
+        (False, True)
     """
     for layer in model.modules():
         if isinstance(layer, Frozen):

@@ -1,7 +1,7 @@
-"""A batch of one value a channel, among others that are pooled with it: it counts as any, and is normalised by them.
+"""A batch with one value per channel, pooled with others: it counts like any other, and the pool normalizes it.
 
-One value is its own mean, and has no variance: normalised by itself it would be beta, whatever it is. What is pooled is
-well defined, however the values are cut into batches.
+One value is its own mean, and has no variance: normalized by itself, it would always give beta. The pool has a mean and
+a variance, however the values are cut into batches.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ..ops.collective import several
 
 
 def is_lone(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether this call gives each channel one value: by its shape alone, so that nobody waits for a device.
+    """Whether this call gives each channel one value; judged by its shape only, without waiting for a device.
 
-    False of ranks that measure together, which have more values between them or raise together.
+    False for ranks that measure together: they have more values between them, or all of them raise.
     """
     x, dim = args[0], option(layer, "channel_dim", 1)
     fits = -x.dim() <= dim < x.dim() and x.shape[dim] == layer.num_features > 0
@@ -33,9 +33,9 @@ def is_lone(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> boo
 
 
 def normalize_by(pool: Moments | None, layer: Any, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """The layer's forward in eval mode, by a pool's mean and variance, or None for the running ones.
+    """The layer's forward in eval mode, by the pool's mean and variance; with None, by the running ones.
 
-    They are constants to autograd, as the running ones are.
+    To autograd they are constants, as the running statistics are.
     """
     tracked = {name: layer._buffers[name] for name in ("running_mean", "running_var")}
     training = layer.training

@@ -1,4 +1,4 @@
-"""merge_statistics() and average(): the running statistics of several models as one, and the models themselves."""
+"""merge_statistics() and average(): merge the running statistics of several models, or average the models."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .states import State, as_given, can_be_averaged, copied, equal, kind_of, re
 def merge_statistics(
     models: Iterable[nn.Module | State], counts: Sequence[int] | None = None, *, unbiased: bool = True
 ) -> dict[str, Any]:
-    """The running statistics of several models as those of one that has seen all their data.
+    """Merge the running statistics of several models into those of one model that has seen all their data.
 
         mean = sum n_i mean_i / n;  var = (sum n_i (var_i + (mean_i - mean)^2)) / n         (law of total variance)
 
-    where var_i and var are the biased variances: (n_i - 1) / n_i of what running_var holds. The mean of the variances,
-    which is what averaging buffers gives, leaves out the spread of the means: it is too small whenever the models have
-    seen different data.
+    where var_i and var are the biased variances: (n_i - 1) / n_i of what running_var holds. Averaging buffers gives the
+    mean of the variances, which lacks the spread between the means: it is too small whenever the models have seen
+    different data.
 
-    Merging statistics of the same weights on disjoint data (ranks, shards, clients before training) is exact. Those of
-    weights that differ are of activations that differ too: merge them where there is no data to `recalibrate` with.
+    Merging is exact for the same weights on disjoint data (ranks, shards, clients before training). Different weights
+    have different activations, so merge their statistics only if there is no data to `recalibrate` with.
 
     Args:
-        models: modules, or state_dicts, of tensors or NumPy arrays; of one architecture. Not one module that is loaded
-            over and over: of that there is one state only. Whatever tracks a running_mean and running_var counts,
-            instance normalization too. Nothing of them is changed.
-        counts: over how many values a channel each model's statistics are: samples times positions. 0 leaves a model
-            out. None: equal weights, and variances taken as they are, as if each were of very many values.
+        models: modules, or state_dicts, of tensors or NumPy arrays; of one architecture. Do not pass one module into
+            which several checkpoints are loaded in turn: it has a single state. Every layer with running_mean and
+            running_var is merged, instance normalization too. The models are not changed.
+        counts: values per channel behind each model's statistics, samples times positions. 0 leaves a model out. None:
+            equal weights, and variances as they are, as if each came from very many values.
         unbiased: whether the running variances are unbiased, as PyTorch's; False: biased, as Keras's.
 
     Returns:
@@ -45,7 +45,8 @@ def merge_statistics(
         UserWarning: there is nothing to merge.
 
     Raises:
-        ValueError: no models; models with other layers or channels; counts that are not as many, or negative, or all 0.
+        ValueError: no models; models whose layers or channels differ; a wrong number of counts; negative counts, or all
+            0.
         TypeError: a list of arrays, which has no names.
 
     Source: Chan, Golub & LeVeque 1979, by `Moments`.
@@ -63,43 +64,42 @@ def merge_statistics(
     weights = _weights(len(states), counts, "counts")
     if counts is not None and not all(float(n).is_integer() for n in counts):
         raise ValueError(
-            f"counts are whole numbers of values, but got {list(counts)}; relative weights go to average()"
+            f"counts must be whole numbers of values, but got {list(counts)}; pass relative weights to average()"
         )
     merged = _merged_statistics(states, weights, unbiased and counts is not None)
     if not merged:
-        warnings.warn(
-            "there are no statistics to merge: the models have no running_mean beside a running_var", stacklevel=2
-        )
+        warnings.warn("nothing to merge: no layer of the models has both running_mean and running_var", stacklevel=2)
     return as_given(merged, given[0])
 
 
 def average(models: Iterable[nn.Module | State], weights: Sequence[float] | None = None) -> dict[str, Any]:
-    """The state_dict of the average of several models: of weights, ensembles' soups, clients of federated learning.
+    """Return the state_dict of the average of several models: checkpoints, model soups, clients of federated learning.
 
         parameter = sum w_i parameter_i / sum w_i
 
-    Each kind of entry is treated as what it is: parameters and floating-point buffers are averaged in float64 before
-    the one rounding; running statistics are merged by the law of total variance (`merge_statistics`), for averaging
-    would lose the spread between the models; num_batches_tracked is the largest; other integers, booleans and whatever
-    is no tensor or array cannot be averaged, and are the last model's.
+    Parameters and floating-point buffers are averaged in float64 and rounded once. Running statistics are merged by the
+    law of total variance (`merge_statistics`), because an average lacks the spread between the models.
+    num_batches_tracked is the largest. Other integers, booleans, and entries other than tensors or arrays cannot be
+    averaged; the last model's are taken.
 
-    The average of weights has activations of its own, whose statistics no merging of others gives: after it
-    `recalibrate` wherever there is data. The merged ones are for where there is none; of checkpoints that have seen the
-    same data they are somewhat too wide, as the mean of the variances is.
+    Averaged weights have new activations, whose statistics cannot be merged from others: `recalibrate` the averaged
+    model if you have data. The merged statistics are for the case without data. For checkpoints that have seen the same
+    data they are somewhat too wide, as is the mean of the variances.
 
     Args:
-        models: modules, or state_dicts, as of `merge_statistics`. Nothing of them is changed.
-        weights: not negative, not all 0; None for equal ones. Samples seen by each client, say.
+        models: modules, or state_dicts, as for `merge_statistics`. They are not changed.
+        weights: not negative, not all 0, for example the samples seen by each client. None for equal weights.
 
     Returns:
-        A state_dict with the first model's keys, dtypes and devices, for `model.load_state_dict(averaged)`. Where the
-        first model has NumPy's arrays, so has this.
+        A state_dict with the first model's keys, dtypes and devices, for `model.load_state_dict(averaged)`. It has
+        NumPy arrays if the first model has.
 
     Warns:
-        UserWarning: entries that are the last model's, where the models differ: which, and of what type.
+        UserWarning: the models differ in entries that are taken from the last model; it says which, and their types.
 
     Raises:
-        ValueError: no models; models with other entries or shapes; weights that are not as many, negative, or all 0.
+        ValueError: no models; models whose entries or shapes differ; a wrong number of weights; negative weights, or
+            all 0.
         TypeError: a list of arrays, which has no names.
 
     Source: McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data".
@@ -124,7 +124,10 @@ def average(models: Iterable[nn.Module | State], weights: Sequence[float] | None
     differing = [name for name in last if not all(equal(state[name], states[-1][name]) for state in states)]
     if differing:
         kinds = ", ".join(f"{name} ({kind_of(given[0][name])})" for name in differing)
-        warnings.warn(f"not averaged, but the last model's, though the models differ: {kinds}", stacklevel=2)
+        warnings.warn(
+            f"entries that cannot be averaged differ between the models; the last model's are taken: {kinds}",
+            stacklevel=2,
+        )
     results = {**merged, **rest, **{name: copied(states[-1][name]) for name in last}}
     return as_given({name: results[name] for name in states[0]}, given[0])
 
@@ -139,9 +142,9 @@ def _weights(models: int, weights: Sequence[float] | None, what: str) -> Tensor:
     """(models, 1), float64; they sum to at least 1, below which Moments would take them for no samples."""
     given = torch.ones(models, dtype=torch.float64) if weights is None else torch.tensor(weights, dtype=torch.float64)
     if len(given) != models:
-        raise ValueError(f"expected {models} {what}, one a model, but got {len(given)}")
+        raise ValueError(f"expected {models} {what}, one per model, but got {len(given)}")
     if not (given.isfinite().all() and (given >= 0).all() and given.sum() > 0):
-        raise ValueError(f"{what} are not negative, and not all 0, but got {given.tolist()}")
+        raise ValueError(f"{what} must not be negative, nor all 0, but got {given.tolist()}")
     return (given if what == "counts" else given / given.sum())[:, None]
 
 
@@ -160,7 +163,7 @@ def _merged_statistics(states: list[State], weights: Tensor, unbiased: bool) -> 
         missing = 1 if unbiased else 0
         moments = Moments(weights, means, variances * (weights - missing).clamp(min=0)).merged()
         if not (moments.count > missing).all():
-            raise ValueError("one value a channel in all has no variance: counts must sum to 2 at least")
+            raise ValueError("counts must sum to at least 2, because one value has no variance")
         for of, value in (("running_mean", moments.mean), ("running_var", moments.variance(unbiased))):
             merged[f"{layer}{of}"] = value.to(first[f"{layer}{of}"])
         tracked = f"{layer}num_batches_tracked"
@@ -179,7 +182,7 @@ def _require_one_shape(name: str, states: list[State]) -> None:
     found = [state.get(name) for state in states]
     shapes = [tuple(value.shape) if isinstance(value, Tensor) else None for value in found]
     if len(set(shapes)) > 1:
-        raise ValueError(f"{name} is not of one shape in all models: {shapes}")
+        raise ValueError(f"{name} must have one shape in all models, but got {shapes}")
 
 
 def _average(name: str, states: list[State], shares: Tensor) -> Tensor:

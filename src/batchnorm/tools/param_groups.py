@@ -1,4 +1,4 @@
-"""param_groups(): an optimizer's parameter groups, with gamma, beta, biases and other scales spared weight decay."""
+"""param_groups(): an optimizer's parameter groups, without weight decay on gamma, beta, biases and other scales."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ _NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, n
 def param_groups(
     model: nn.Module, weight_decay: float, *, spared: tuple[type[nn.Module], ...] = ()
 ) -> list[dict[str, Any]]:
-    """Two parameter groups for an optimizer: what decays, and what does not.
+    """Return two parameter groups for an optimizer: parameters that decay, and parameters that do not.
 
-    Decay pulls a weight towards 0. The scale of a weight before batch normalization does not matter to its output, so
-    there decay only sets the effective learning rate; gamma and beta are the scale and shift of that output, and decay
-    makes a layer's output fade. Spared are:
+    Decay pulls a weight toward 0. The scale of a weight before batch normalization does not affect its output, so decay
+    of that weight only sets the effective learning rate. Gamma and beta are the scale and shift of that output, and
+    their decay makes it fade. Not decayed are:
 
     - every parameter of a normalization: batch, instance, layer, group, RMS, and subclasses of these;
-    - every bias: "bias" is a word of its name (bias, bias_ih_l0, in_proj_bias);
-    - every parameter of one dimension or none, whatever it belongs to: LayerScale's gamma, lambda_1, a temperature, the
-      scale of a normalization of one's own (not in FullyShardedDataParallel, which shows all of them flattened);
-    - every parameter of a module of the classes in `spared`, and of that module's children.
+    - every bias: "bias" is a word in its name (bias, bias_ih_l0, in_proj_bias);
+    - every parameter with one dimension or none, in any module: LayerScale's gamma, lambda_1, a temperature, the scale
+      of a custom normalization (not in FullyShardedDataParallel, which flattens all parameters);
+    - every parameter of a module whose class is in `spared`, and of its children.
 
-    All parameters of the model are in the groups, each once, in the order of `model.parameters()`; a shared one is
-    spared if any of its places is. Those with requires_grad=False are kept: without a gradient optimizers pass them by,
-    and one that is unfrozen later is trained without another optimizer.
+    All parameters of the model are in the groups, each once, in the order of `model.parameters()`; a shared one does
+    not decay if this holds at any of its places. Parameters with requires_grad=False are included: optimizers skip them
+    while they have no gradient, and train them once they are unfrozen.
 
     Args:
         model: any module.
-        weight_decay: of everything else; not negative.
-        spared: classes of other modules that shall not decay, such as nn.Embedding.
+        weight_decay: for everything else; not negative.
+        spared: classes of further modules that must not decay, such as nn.Embedding.
 
     Returns:
         Two groups, either of which may be empty: with `weight_decay` as given, and with 0.
 
     Raises:
         ValueError: weight_decay is negative.
-        TypeError: `model` is no module, but its parameters, say: they do not tell what they belong to.
+        TypeError: `model` is not a module. Parameters alone do not show which module they belong to.
 
     Source: He et al. 2019, "Bag of tricks for image classification with convolutional neural networks": no bias decay.
         timm's param_groups_weight_decay: none of what has one dimension.

@@ -1,4 +1,4 @@
-"""What batch-norm layers measure over many batches, pooled, with the rest of the model in eval mode meanwhile."""
+"""Pool what batch-norm layers measure over many batches, while the rest of the model is in eval mode."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Pooled(NamedTuple):
-    """What one layer measured: moments of all it saw, in how many calls, and of how many items of the batches."""
+    """What one layer measured: the moments of all its input, the number of calls, and the number of items."""
 
     moments: Moments
     calls: int
@@ -33,18 +33,18 @@ class Pooled(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """Whether, and over which process group, what is measured is merged."""
+    """Whether to merge over ranks, and over which process group."""
 
     sync: bool = True
     group: ProcessGroup | None = None
 
     def several(self) -> bool:
-        """Whether there is any other rank to merge with."""
+        """Whether there is another rank to merge with."""
         return self.sync and several(self.group) is not None
 
 
 def layers_of(model: nn.Module) -> tuple[dict[str, BatchNorm], dict[str, str]]:
-    """The batch-norm layers whose running statistics may be set, and of the others why not, by name.
+    """The batch-norm layers whose running statistics may be set, and for the others the reason why not, by name.
 
     Raises:
         ValueError: a lazy layer has not seen an input yet.
@@ -68,7 +68,7 @@ def layers_of(model: nn.Module) -> tuple[dict[str, BatchNorm], dict[str, str]]:
 
 
 class Measuring(Mixin):
-    """A layer that pools what it is given, normalises as it is told to, and tracks nothing."""
+    """A layer that pools its inputs, normalizes as it is told to, and tracks nothing."""
 
     _copied = False
     _by_batch: bool
@@ -91,7 +91,7 @@ class Measuring(Mixin):
         return y
 
     def _forward_untracked(self, *args: Any, **kwargs: Any) -> Tensor:
-        # In training for the time of this call alone: hooks, as those that record, see a layer in eval mode.
+        # In training only during this call: hooks, such as those that record, see a layer in eval mode.
         self.training, self.track_running_stats = self._by_batch, False
         try:
             return super().forward(*args, **kwargs)
@@ -101,14 +101,14 @@ class Measuring(Mixin):
 
 @contextmanager
 def measuring(model: nn.Module, layers: Iterable[BatchNorm], by_batch: bool) -> Iterator[None]:
-    """Inside the block every module is in eval mode, and the layers pool what they are given and track nothing.
+    """Put every module in eval mode in the block; the layers pool their inputs and track nothing.
 
-    Afterwards all is as it was. Modes are set as attributes, for a train() of the model's own may do anything.
+    Everything is restored at the end. Modes are set as attributes, because the model may override train().
 
     Args:
         model: any module.
         layers: those of the model that measure.
-        by_batch: whether these normalise with the batch, as in training, or with the running statistics.
+        by_batch: whether these normalize with the batch, as in training, or with the running statistics.
     """
     modes = [(module, vars(module).get("training", module.training)) for module in model.modules()]
     layers = list(layers)
@@ -144,11 +144,11 @@ def population(
     by_batch: bool,
     ranks: Ranks,
 ) -> dict[str, Pooled]:
-    """One pass over the batches: what each layer measured, of all ranks together, in float64 on the CPU.
+    """Pass once over the batches; return what each layer measured over all ranks, in float64 on the CPU.
 
     Raises:
         ValueError: there was no batch on any rank.
-        RuntimeError: another rank raised; each rank that raised raises what it did.
+        RuntimeError: another rank raised. A rank that raised itself raises its own error.
     """
     pools: dict[str, Pooled] = {}
     seen, failure = 0, None
@@ -161,7 +161,7 @@ def population(
     except Exception as error:
         if not ranks.several():
             raise
-        failure = error  # the other ranks wait for this one: raise when they know
+        failure = error  # the other ranks wait for this one: tell them before raising
     if ranks.several():
         gathered: list[Any] = [None] * dist.get_world_size(ranks.group)
         said = None if failure is None else f"{type(failure).__name__}: {failure}"
@@ -184,15 +184,15 @@ def _pooled(layer: Any) -> Pooled:
 
 
 def _merged(pools: list[Pooled]) -> Pooled:
-    """Of all ranks, in their order, so that every rank has the same bits."""
+    """Merged over all ranks in their order, so that every rank has the same bits."""
     moments, calls, items = zip(*pools, strict=True)
     return Pooled(moments[0].merge(*moments[1:]), sum(calls), sum(items))
 
 
 class Saved:
-    """The running statistics of layers, and their parameters if wanted, as they were, to be put back.
+    """A copy of the running statistics of layers, and of their parameters if wanted, that can be restored.
 
-    By layer and name, for a model that is moved or cast has other buffers afterwards.
+    By layer and name, because moving or casting a model replaces its buffers.
     """
 
     def __init__(self, layers: Iterable[BatchNorm], parameters: bool) -> None:
@@ -204,6 +204,6 @@ class Saved:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put everything back, bit by bit."""
+        """Restore everything, bit for bit."""
         for layer, name, kept in self._kept:
             getattr(layer, name).copy_(kept)

@@ -1,4 +1,4 @@
-"""recalibrate(): running statistics that are exactly those of the data, and a table of how far they were off."""
+"""recalibrate(): set running statistics exactly to those of the data, and report how far off they were."""
 
 from __future__ import annotations
 
@@ -32,46 +32,47 @@ def recalibrate(
 ) -> Recalibration:
     """Set every batch-norm layer's running statistics to those of the data, in place.
 
-        running_mean = mean of all the layer is given;  running_var = its unbiased variance
+        running_mean = mean of all the layer's inputs;  running_var = their unbiased variance
 
-    Moments are pooled over all batches and merge exactly: uneven batches weigh as much as they hold, the spread between
-    batches is part of the variance, and a mean of 1e4 loses nothing. For after averaging weights (SWA, EMA), pruning,
-    quantization, on data of another kind, or whenever running statistics are not to be trusted. Some 10^3 to 10^4
-    samples are enough.
+    Moments are pooled over all batches and merge exactly: each batch weighs as much as it has samples, the spread
+    between batches is part of the variance, and a mean of 1e4 costs no accuracy. Use it after averaging weights (SWA,
+    EMA), after pruning or quantization, on data unlike the training data, or whenever you do not trust the running
+    statistics. Some 10^3 to 10^4 samples are enough.
 
-    A layer is left alone, and normalises as in eval, if it is frozen (`freeze`), or in eval mode inside a model in
-    train mode, which is freezing by hand, or does not track. All other modules are in eval mode meanwhile, dropout too.
-    Modes, parameters, gradients and hooks are afterwards as they were; if anything raises, running statistics are too.
+    A layer is left alone, and normalizes as in eval, if it is frozen (`freeze`), if it does not track, or if it is in
+    eval mode inside a model in train mode, which is freezing by hand. All other modules are in eval mode in the
+    meantime, dropout too. Modes, parameters, gradients and hooks are restored; if anything raises, so are the running
+    statistics.
 
-    What a layer is given depends on how the layers before it normalise:
+    The input of a layer depends on how the layers before it normalize:
 
-    - By default as in training, each with the batch: one pass. The first layer's statistics are those of the data,
-      however it is cut; those of deeper layers are what training sees with batches like these. So use batches as large
-      as in training, or larger, and shuffled. A batch of one value a channel, as the last one may be, counts as any; it
-      is normalised by all that has been seen so far.
-    - With `exact`, as in eval: passes are repeated until no layer's statistics move, which takes at most as many as
-      there are layers, one after the other. Then eval normalises every layer by the statistics of exactly what it is
-      given there, however the data is cut. (A layer that runs more than once in a forward may still move a little.)
+    - By default they normalize with the batch, as in training. This takes one pass. The first layer's statistics are
+      those of the data, however it is cut into batches; those of deeper layers are what training sees with such
+      batches. So use shuffled batches, at least as large as in training. A batch with one value per channel counts like
+      any other; it is normalized by everything seen so far.
+    - With `exact` they normalize as in eval: passes are repeated until no layer's statistics change, at most once per
+      layer of the longest chain. Every layer then has the statistics of exactly the input that it gets in eval, however
+      the data is cut. (A layer that runs more than once per forward may still move a little.)
 
-    Several ranks' batches count as one set: each rank passes its own, any number of them. Ranks that synchronize their
-    layers in training do so here too, unless `exact`, and then need equally many batches.
+    The batches of several ranks count as one set: each rank passes its own, any number of them. Ranks with synchronized
+    layers synchronize here too, unless `exact` is set, and then every rank needs the same number of batches.
 
     Args:
-        model: any module, or a batch-norm layer itself; torch.nn's layers or ours. In DistributedDataParallel, its
-            module is called.
-        batches: one after the other, as of a DataLoader. A tensor is what the model is called with; of a tuple or list
-            the first element is; a mapping holds keyword arguments. `exact` goes over them several times: not an
+        model: any module, or a batch-norm layer itself; torch.nn's layers or ours. Of a model in
+            DistributedDataParallel, the inner module is called.
+        batches: an iterable such as a DataLoader. A batch is the model's input (a tensor), a tuple or list that starts
+            with it, or a mapping of keyword arguments. `exact` needs several passes: pass a list or DataLoader, not an
             iterator.
-        call: `call(model, batch)` for batches of another kind, on another device, under autocast.
-        max_batches: stop after so many (on each rank).
+        call: `call(model, batch)`, for other kinds of batches, another device, or autocast.
+        max_batches: the largest number of batches to use (on each rank).
         exact: see above.
         only: "nonfinite": set only channels whose running mean or variance is NaN, infinite or negative.
-        sync: merge over the ranks of `process_group` (None: all processes), if torch.distributed is initialised; with
-            False each rank has its own.
+        sync: merge over the ranks of `process_group` (None: all processes), if torch.distributed is initialized. With
+            False each rank has its own statistics.
 
     Returns:
         A table of how far off the running statistics were, layer by layer, with `undo()` and `to_dict()`.
-        num_batches_tracked has grown by the number of batches, of all ranks; with `only` it has not.
+        num_batches_tracked grows by the number of batches of all ranks, except with `only`.
 
     Raises:
         ValueError: no batches; an iterator with `exact`; a lazy layer has not seen an input yet.
@@ -104,7 +105,7 @@ def update_statistics(
     ranks: Ranks,
     prior: float = 0.0,
 ) -> Recalibration:
-    """`recalibrate`; what is there already counts as `prior` items beside those of the batches."""
+    """As `recalibrate`, but the existing statistics count as `prior` items besides those of the batches."""
     if max_batches is not None and max_batches < 1:
         raise ValueError(f"max_batches must be positive, or None for all, but got {max_batches}")
     if exact:
@@ -122,7 +123,8 @@ def update_statistics(
             passes += 1
             pools = population(model, layers, batches, call or run_model, max_batches, not exact, ranks)
             moved = [change.apply(pools[change.name]) for change in changes]
-            # Every layer is written before any is judged: all ranks judge the same, and go over the batches as often.
+            # Every layer is written before any is checked, so that all ranks decide alike and make the same number of
+            # passes.
             if not any(moved):
                 break
         for change in changes:
@@ -137,15 +139,15 @@ def update_statistics(
 
 
 def require_repeatable(batches: Iterable[Any], what: str) -> None:
-    """Raise a ValueError for an iterator, which is empty after the first time."""
+    """Raise a ValueError for an iterator, which is empty after one pass."""
     if isinstance(batches, Iterator):
         raise ValueError(
-            f"{what} goes over the batches several times, but got an iterator: pass a list or a DataLoader"
+            f"{what} needs several passes over the batches, but got an iterator: pass a list or a DataLoader"
         )
 
 
 class _Change:
-    """What one layer's running statistics were, and what becomes of them."""
+    """The old and new running statistics of one layer."""
 
     pooled: Pooled
 
@@ -161,7 +163,7 @@ class _Change:
 
     @property
     def written(self) -> Tensor:
-        """The channels that are set: those wanted, of which there was any value."""
+        """The channels to set: those that are wanted and had any value."""
         return self._wanted & (self.pooled.moments.count > 0)
 
     def measured(self) -> tuple[Tensor, Tensor]:
@@ -171,7 +173,7 @@ class _Change:
 
     @torch.no_grad()
     def apply(self, pooled: Pooled) -> bool:
-        """Write the running statistics; whether what was measured differs from the last time."""
+        """Write the running statistics; return whether they differ from the last pass."""
         self.pooled = pooled
         measured, last = self.measured(), self._measured
         self._measured = measured
@@ -190,14 +192,16 @@ class _Change:
         """Raise unless what has been written is finite."""
         mean, variance = self.measured()
         if bool((self.written & variance.isnan() & mean.isfinite() & (self.pooled.moments.count < 2)).any()):
-            raise RuntimeError(f"{self.name or 'the layer'} has seen one value a channel, which has no variance")
+            raise RuntimeError(
+                f"{self.name or 'the layer'} has seen only one value per channel, which has no variance: pass more data"
+            )
         sound = torch.stack([running.isfinite().cpu() for running in self._running]).all(0)
         channels = (self.written & ~sound).nonzero().flatten().tolist()
         if channels:
             raise RuntimeError(
                 f"{self.name or 'the layer'} measured NaN or infinite values in {len(channels)} of "
                 f"{mean.numel()} channels (the first: {channels[:5]}); the running statistics are as they were. Look "
-                "for a batch with NaN, or for the layer before this one that overflows"
+                "for a batch with NaN, or for an earlier layer that overflows"
             )
 
     def drift(self) -> Drift:

@@ -1,4 +1,4 @@
-"""convert_to(): batch-norm layers made group, layer or instance normalization, or frozen, in place."""
+"""convert_to(): turn batch-norm layers into group, layer or instance normalization, or freeze them, in place."""
 
 from __future__ import annotations
 
@@ -24,36 +24,35 @@ _OF_BATCH_NORM = vars(nn.SyncBatchNorm(1)).keys() - vars(nn.Module()).keys()
 def convert_to(
     model: Model, to: Literal["group", "layer", "instance", "frozen"], *, num_groups: int | None = None
 ) -> Model:
-    """Make every batch-norm layer in the model a normalization that does not measure the batch; returns the model.
+    """Replace batch normalization by one that does not measure the batch, in every layer; returns the model.
 
         y = gamma * (x - mean) / sqrt(var + eps) + beta, where mean and var are those of one sample's group of channels
 
-    For batches of a few samples, ranks that disagree, data of mixed kinds. It is another function: the model has to be
-    trained on, and gives other outputs until then. What it has learned stays as a start: gamma and beta are the same
-    parameters, which an optimizer goes on moving.
+    Use it for small batches, ranks that disagree, or mixed data. The model then computes a different function, so its
+    outputs change and it must be trained further. Gamma and beta stay the same parameters as a starting point, and an
+    optimizer keeps moving them.
 
-    - "group": groups of neighbouring channels: as many as divide the channels, at most 32 and of at least 8 channels,
-      for with fewer accuracy suffers; or `num_groups`.
+    - "group": groups of neighboring channels: the largest number that divides the channels, at most 32, with at least 8
+      channels in each, because fewer cost accuracy; or `num_groups`.
     - "layer": all channels are one group.
-    - "instance": each channel is one. For (N, C) nothing would be left of the input, so 1d layers are refused.
+    - "instance": each channel is one. An input (N, C) would become constant, so 1d layers are refused.
     - "frozen": not replaced; running statistics, gamma and beta stay as they are (`freeze`), as in the detectors that
       call it FrozenBatchNorm.
 
     The layers stay the same objects and become `torch.nn.GroupNorm`: names, hooks, modes, layers shared between places
-    and what an optimizer holds stay. timm's BatchNormAct2d goes on running its activation. Running statistics go, so
-    a state_dict has fewer entries than before.
+    and what an optimizer holds stay. timm's BatchNormAct2d keeps running its activation. The running statistics are
+    removed, so a state_dict has fewer entries than before.
 
     Args:
         model: any module, or a batch-norm layer itself; torch.nn's layers or ours. Convert part of a model by passing
             that part.
         to: see above.
-        num_groups: for "group": so many in every layer.
+        num_groups: for "group": the number of groups in every layer.
 
     Raises:
-        ValueError: another word than those; the model has no batch norm; num_groups does not divide a layer's channels;
-            a layer that would lose something: a subclass, whose forward may do more, one with an activation fused, with
-            its channels elsewhere than in dimension 1, frozen, or lazy without an input yet. Nothing has been changed
-            then.
+        ValueError: an unknown `to`; the model has no batch norm; num_groups does not divide a layer's channels; or a
+            layer would lose something: a subclass, whose forward may do more, or a layer with a fused activation, with
+            channels not in dimension 1, frozen, or lazy without an input yet. The model is then unchanged.
 
     Source: Wu & He 2018, "Group normalization": 32 groups; 8 channels in each cost nothing, 4 some (Table 3).
 
@@ -83,7 +82,7 @@ def convert_to(
             raise ValueError(f"num_groups={groups} does not divide the {layer.num_features} channels of {name}")
         if groups == layer.num_features and isinstance(layer, nn.BatchNorm1d):
             raise ValueError(
-                f"cannot convert {name or 'the layer'}: of an input (N, C) a group of one channel leaves nothing "
+                f"cannot convert {name or 'the layer'}: for an input (N, C), a group of one channel gives nothing "
                 'but beta; use "layer", or where the input is (N, C, L) put torch.nn.InstanceNorm1d there by hand'
             )
         chosen.append((each, groups))
@@ -93,7 +92,7 @@ def convert_to(
 
 
 class GroupNormThen(nn.GroupNorm):
-    """A group norm that runs children of its own on what it has normalized, as the layer did that it once was."""
+    """A group norm that runs children on its output, as the batch norm did that it replaces."""
 
     then: tuple[str, ...]
 
@@ -106,7 +105,7 @@ class GroupNormThen(nn.GroupNorm):
 
 
 def _lost(found: Found) -> str | None:
-    """What of the layer a group norm would not have; None if nothing."""
+    """What the layer would lose as a group norm; None if nothing."""
     layer = found.layer
     if not found.adapter.learns:
         return f"{found.kind} is frozen; pass the other parts of the model"
@@ -119,13 +118,11 @@ def _lost(found: Found) -> str | None:
     if not found.adapter.exact:
         return f"{found.kind} is a subclass, whose forward may do more; replace it by hand"
     if plain_class(layer) is not type(layer):
-        return "it is in use, in a block such as accumulate; end that first"
+        return "it is inside an open block such as accumulate; end that block first"
     if len(found.adapter.after(layer)) != len(_children_after(found)):
-        return (
-            "it has an activation fused, which would be lost; build it without, and the activation as a module after it"
-        )
+        return "its fused activation would be lost; build it without one, and put the activation after it as a module"
     if option(layer, "channel_dim", 1) != 1:
-        return f"its channels are in dimension {option(layer, 'channel_dim', 1)}, and a group norm's in dimension 1"
+        return f"its channels are in dimension {option(layer, 'channel_dim', 1)}, but a group norm's are in dimension 1"
     return None
 
 
@@ -136,7 +133,7 @@ def _children_after(found: Found) -> tuple[str, ...]:
 
 
 def _groups(channels: int) -> int:
-    """As many as divide the channels, at most 32, of at least 8 channels; one if there is no such number."""
+    """The largest divisor of `channels` that is at most 32 and leaves 8 channels per group; else 1."""
     most = min(_MOST_GROUPS, channels // _FEWEST_CHANNELS)
     return next((groups for groups in range(most, 0, -1) if channels % groups == 0), 1)
 

@@ -21,7 +21,7 @@ def read(models: Iterable[nn.Module | State]) -> tuple[list[State], list[State]]
         if not isinstance(state, Mapping):
             raise TypeError(
                 f"expected modules or state_dicts, whose names say what each entry is, but got {type(state).__name__}; "
-                "of a list of arrays make one with dict(zip(model.state_dict(), arrays))"
+                "make a list of arrays one with dict(zip(model.state_dict(), arrays))"
             )
     return given, [{name: _tensor(value) for name, value in state.items()} for state in given]
 
@@ -46,7 +46,7 @@ def _like(value: Any, given: Any) -> Any:
 
 
 def can_be_averaged(value: Any) -> bool:
-    """Whether it is of real or complex numbers: of integers and booleans an average would be none."""
+    """Whether it holds real or complex numbers: an average of integers or booleans is not of their type."""
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
@@ -56,7 +56,7 @@ def equal(a: Any, b: Any) -> bool:
         return a.shape == b.shape and a.dtype == b.dtype and bool((a == b.to(a.device)).all())
     try:
         return bool(a == b)
-    except (RuntimeError, ValueError):  # of tensors or arrays in a container: nobody can tell
+    except (RuntimeError, ValueError):  # tensors or arrays in a container: not comparable
         return False
 
 

@@ -17,18 +17,18 @@ from ..model.find import find_or_warn
 
 @contextmanager
 def no_update(model: nn.Module) -> Iterator[None]:
-    """Inside the block, no batch-norm layer of the model updates its running statistics or their count.
+    """Keep the running statistics, and their count, of every batch-norm layer as they are in the block.
 
-    Everything else stays as it is: in training, layers normalise with the batch they measure, and gamma and beta get
-    their gradients. It is for a forward that is not a step of its own: the second one of sharpness-aware minimization,
-    a teacher in train mode, a discriminator that only passes gradients on to a generator.
+    Everything else stays as it is: in training, layers normalize with the batch they measure, and gamma and beta get
+    their gradients. Use it for a forward that is not a training step of the model: the second forward of
+    sharpness-aware minimization, a teacher in train mode, a discriminator that only passes gradients to a generator.
 
     Blocks nest, and may overlap: a layer tracks again when the last block that has it ends. It works by the layers'
     attribute `track_running_stats`, so a copy of the model made inside the block does not track. Other models, and
     layers without running statistics, are left alone.
 
     With torch.nn's layers under activation checkpointing keep the backward inside the block: it runs their forward
-    again, and tracks. Ours know a recomputation and track nothing in it, wherever it runs.
+    again, and tracks. Our layers recognize a recomputation and track nothing in it, wherever it runs.
 
     Args:
         model: any module, or a batch-norm layer itself; torch.nn's layers or ours.
@@ -66,7 +66,7 @@ def _count_blocks(layers: list[BatchNorm], more: int) -> None:
 
 
 def tracking(model: nn.Module) -> list[BatchNorm]:
-    """The layers that track, or would but for a `no_update` block that is open."""
+    """The layers that track, or would track without an open `no_update` block."""
     check_model(model)
     # Between here and the caller's line are the block's own frame and contextlib's.
     found = find_or_warn(model, "update", stacklevel=4)

@@ -61,10 +61,10 @@ def _eval(run: Run, look: Look) -> str:
         f"train mode, and as {number(in_eval)} in eval mode."
     )
     if not len(look.probe_means):
-        return f"{said} For batches differ, and the running mean also holds batches of earlier weights."
+        return f"{said} The reason: batches differ, and the running mean also holds batches of earlier weights."
     usual = float(look.probe_means.mean())
     return (
-        f"{said} For this batch is unlike others: {len(look.probe_means)} others at the same weights have a mean of "
+        f"{said} This batch differs from others: {len(look.probe_means)} others at the same weights have a mean of "
         f"{number(usual)}, {_away(usual - look.mean, std)}. And the running mean is not theirs: it also holds batches "
         f"of earlier weights, and lies {_away(look.running_mean - usual, std)}."
     )
@@ -151,7 +151,7 @@ def _noise(run: Run, look: Look) -> str:
     return (
         f"At {look.where}, {len(means)} batches at the same weights had means that vary by "
         f"{number(means.std() / math.sqrt(variances.mean()))} standard deviations of the values, and standard "
-        f"deviations that vary by {std.std() / std.mean():.0%}. A sample is moved by so much by the company it is in."
+        f"deviations that vary by {std.std() / std.mean():.0%}. The others in its batch move a sample by this much."
     )
 
 

@@ -69,7 +69,7 @@ def progress(run: Run) -> str:
         where = f", arm {some(under_way)}" if under_way else ""
         return f"The training is running{where}: {reached}."
     if run.status == "interrupted":
-        return f"The training was interrupted, and nobody writes to this run any more: {reached}."
+        return f"The training was interrupted, and nothing writes to this run any more: {reached}."
     return f"The training {'has finished' if run.status == 'finished' else 'failed'}: {reached}."
 
 

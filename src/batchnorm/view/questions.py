@@ -64,32 +64,32 @@ ASKED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "What if a batch has one sample?",
         (
-            "With one value a channel x − mean is 0, so β would go out whatever came in; PyTorch raises an error in "
-            "train mode. One image has H·W values a channel and can be normalized, by itself alone. In eval mode "
-            "nothing is measured, and one sample is as good as many.",
+            "With one value per channel x − mean is 0, so the output would always be β; PyTorch raises an error in "
+            "train mode. One image has H·W values per channel and can be normalized, by itself alone. In eval mode "
+            "nothing is measured, and one sample works as well as many.",
         ),
     ),
     (
         "Does batch norm regularize?",
         (
-            "A little: in train mode what a sample becomes depends on the others in its batch, which chance has put "
-            "there. That noise shrinks as batches grow, and is gone in eval mode.",
+            "A little: in train mode the output for a sample depends on the others in its batch, which are random. "
+            "That noise shrinks as batches grow, and is gone in eval mode.",
         ),
     ),
     (
-        "Why are there four numbers a channel?",
+        "Why are there four numbers per channel?",
         (
             "Two are learned: γ and β, parameters, with gradients. Two are tracked: running mean and running variance, "
-            "buffers, without. All four are in the state_dict, with one counter a layer, num_batches_tracked. The "
-            "batch's own mean and variance are kept by nobody.",
+            "buffers, without. All four are in the state_dict, with one counter per layer, num_batches_tracked. The "
+            "batch's own mean and variance are not kept.",
         ),
     ),
     (
         "What does momentum mean?",
         (
             "running = (1 − momentum) · running + momentum · batch. In PyTorch it is the weight of the new batch; in "
-            "Keras and TensorFlow that of the old average. It has nothing to do with the optimizer's momentum, and "
-            "nothing with γ and β.",
+            "Keras and TensorFlow that of the old average. It is unrelated to the optimizer's momentum, and "
+            "to γ and β.",
         ),
     ),
     (

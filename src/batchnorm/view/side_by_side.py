@@ -1,6 +1,6 @@
 """Several runs on one page: what differs in their settings, how they went, and where gamma and beta ended.
 
-The page is drawn here, as pictures in light and dark colours, and has no script: it works wherever an image does.
+The page is drawn here, as pictures in light and dark colors, and has no script: it works wherever an image does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PAGE = "side-by-side.html"
 MOST_RUNS, MOST_LAYERS, MOST_POINTS, MOST_STEPS, MOST_LOGGED = 6, 30, 300, 60, 2
 LETTERS = "ABCDEF"
-ROLES = ("measured", "learned", "gradient", "other", "tracked", "muted")  # whose colours the runs have, in order
+ROLES = ("measured", "learned", "gradient", "other", "tracked", "muted")  # whose colors the runs have, in order
 CLOCKS, OUTCOME = ("step", "epoch"), re.compile("loss|acc", re.IGNORECASE)
 LAST = 10  # logged values whose mean is the last
 LEARNED, MEASURED = ("gamma", "beta"), ("spread", "drift")

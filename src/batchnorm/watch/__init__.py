@@ -1,4 +1,4 @@
-"""The recorder: `watch` writes what a model's batch-norm layers measure, track and learn into a run."""
+"""The recorder: `watch` records what a model's batch-norm layers measure, track and learn, in a run."""
 
 from __future__ import annotations
 

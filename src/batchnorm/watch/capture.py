@@ -1,4 +1,4 @@
-"""From the layers to the host: everything one step left behind, in one concatenation and one copy."""
+"""Copy everything that one step produced from the layers to the host, in one concatenation and one copy."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Capture:
     Args:
         layers: to be watched.
         device: where the model is.
-        comes_off: take the hooks out for the steps that are not recorded. Else they stay: what is compiled has to see
-            them when it is traced, and they know how often a layer ran.
-        tells: whether `ran` will be asked.
+        comes_off: remove the hooks during steps that are not recorded. Else they stay: compiled code must see them when
+            it is traced, and they count how often a layer ran.
+        tells: whether `ran` will be called.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Capture:
         self._handles: list[RemovableHandle] = []
         self._attach()
         self._channels = layout.channels
-        # Stands in for what does not exist, so that everything has its fixed place in the concatenation.
+        # Replaces tensors that do not exist, so that each has a fixed place in the concatenation.
         self._zeros = [torch.zeros(w.info.channels, device=device) for w in self._watches]
         self._reads_counters = False
         self.begin(True)
@@ -56,7 +56,7 @@ class Capture:
         self._handles = []
 
     def begin(self, recorded: bool) -> None:
-        """Forget the forwards so far: a step begins, to be recorded or not."""
+        """Forget the forwards so far; a step begins, and is recorded or not."""
         self.switch.on = recorded
         if self._tells:
             for watch in self._watches:
@@ -68,12 +68,12 @@ class Capture:
         if recorded and not self._handles:
             self._attach()
             for watch in self._watches:
-                watch.untracked = 1  # at least: nobody counted
+                watch.untracked = 1  # at least one; they were not counted
         elif self._comes_off and not recorded:
             self.remove()
 
     def unseen(self) -> bool:
-        """Whether a layer in train mode ran past its hook, or not at all: only its counter can tell."""
+        """Whether a layer in train mode bypassed its hook, or did not run: only its counter can tell."""
         if self._watches and not self._handles:
             return self._reads_counters  # as it was when they were there
         return any(w.layer.training and not w.forwards and is_tracked(w.layer) for w in self._watches)
@@ -94,11 +94,11 @@ class Capture:
     def take(
         self, step: int, *, index: int | None = 0, gradients: bool = True, scale: Tensor | None = None
     ) -> Snapshot:
-        """Everything the step measured, tracked and learned, on its way to the host.
+        """Start copying everything the step measured, tracked and learned to the host.
 
         Args:
             step: its number.
-            index: of its record; None for none, and only where the running statistics stand.
+            index: of its record; None if it has no record and only the running statistics are taken.
             gradients: read them too; else `add_gradients` later, or never.
             scale: what a gradient scaler has multiplied them by, one number.
         """
@@ -131,7 +131,7 @@ class Capture:
             extras.append(scale.reshape(1))
         taken = {*ways, *(part.way for _, part in more)}
         fetch = self._send_all(moments, extras, state, slopes, exact=not taken.isdisjoint((Way.M2, Way.VARIANCE)))
-        # A layer that once ran past its hook, or had to be inverted, may at any step.
+        # A layer that once bypassed its hook, or had to be inverted, may do so at any step.
         self._reads_counters = self._reads_counters or Way.INVERT in taken or self.unseen()
         fetch_counts = send(device_counts + more_device_counts)
         fetch_counters = send(self._counters()) if self._reads_counters or index is None else None
@@ -193,7 +193,7 @@ class Capture:
     def _send_all(
         self, moments: list[Tensor], extras: list[Tensor], state: list[Tensor], slopes: list[Tensor], *, exact: bool
     ) -> Callable[[], list[np.ndarray]]:
-        """Send these four, in this order; `exact` moments are float64 and go apart, for mixing types is slow."""
+        """Send these four, in this order. `exact` moments are float64 and sent apart, because mixing dtypes is slow."""
         c = self._channels
         if exact:
             batch, rest = send([*moments, *extras], 2 * c), send([*state, *slopes], 4 * c)
@@ -221,7 +221,7 @@ def _bits(tensors: Sequence[Tensor | None], places: Sequence[int]) -> int:
 
 
 def _host_count(count: int | Tensor, device_counts: list[Tensor]) -> int:
-    """The count; one that is not on the host joins the others that travel, for reading it would wait for the device."""
+    """The count. One that is on the device joins the others that are sent: reading it now would wait for the device."""
     if not isinstance(count, Tensor):
         return count
     if count.device.type == "cpu":

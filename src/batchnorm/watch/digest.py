@@ -1,4 +1,4 @@
-"""From what a step left behind to the bytes of its records: variances, quantiles, alerts. NumPy alone."""
+"""Turn a step's snapshot into the bytes of its records: variances, quantiles, alerts. Uses NumPy only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hooks on batch-norm layers: what each forward measured, had in the cheapest way that is open."""
+"""The hooks on batch-norm layers: what each forward measured, obtained in the cheapest way available."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Switch:
 
 
 class Hook:
-    """A module's hook that compiled code passes over and that a copy of the module does not take along.
+    """A module's hook that compiled code ignores and that copies of the module do not get.
 
     Args:
         call: what it does, with the arguments of the hook.
@@ -131,7 +131,7 @@ class LayerWatch(Hook):
             return saved
         if not known and self._inverts and self.untracked == 1 and torch.is_grad_enabled() and is_tracked(layer):
             return Moment(Way.INVERT, count)
-        # The dearest way, and always open: the input is measured itself.
+        # The most expensive way, and always available: measure the input.
         moments = moments_given(layer, args, kwargs)
         return Moment(
             Way.VARIANCE, moments.count.max() if count == UNKNOWN else count, moments.mean, moments.variance()

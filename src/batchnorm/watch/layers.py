@@ -34,9 +34,9 @@ def choose(model: nn.Module, patterns: Sequence[str] | None) -> list[tuple[Layer
     if patterns is None:
         if not found:
             if frozen:
-                raise ValueError("model must have a batch norm to watch, and has frozen ones alone")
+                raise ValueError("model must have a batch norm to watch, but has only frozen ones")
             raise ValueError(
-                f"model must have a batch norm to watch, and has none, but {classes_of(model)}; layers=[] records "
+                f"model must have a batch norm to watch, but has only {classes_of(model)}; layers=[] records "
                 "scalars only"
             )
         patterns = ["*"]
@@ -49,8 +49,8 @@ def choose(model: nn.Module, patterns: Sequence[str] | None) -> list[tuple[Layer
     sharded = [name for name in names if id(found[name].layer) in flat or _is_distributed(found[name].layer)]
     if sharded:
         raise ValueError(
-            f"{len(sharded)} of {len(names)} layers are sharded, from {sharded[0]} on (FSDP, DTensor), and cannot be "
-            "recorded: no rank has their gamma, beta and gradients whole. Shard the model without its batch norms, "
+            f"{len(sharded)} of {len(names)} layers, the first {sharded[0]}, are sharded (FSDP, DTensor) and cannot be "
+            "recorded, because no rank has their gamma, beta and gradients whole. Do not shard the batch norms, "
             "name other layers with layers=, or record only what you log, with layers=[]"
         )
     return [(_describe(name, found[name]), found[name].layer) for name in names]

@@ -49,7 +49,7 @@ def probe(
             rows.append([each.pooled() for each in probed])
             histograms += [encode(each.counts) for each in probed] if counted else []
     if not rows:
-        raise ValueError("batches must hold at least one batch, and are empty")
+        raise ValueError("batches must hold at least one batch, but are empty")
     values = np.array([np.concatenate([np.empty(0), *(pair.ravel() for pair in row)]) for row in rows], F4)
     return values, b"".join(histograms)
 

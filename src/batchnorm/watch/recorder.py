@@ -49,32 +49,33 @@ def watch(
     """Record what the model's batch-norm layers measure, track and learn: a context manager, and the handle of the run.
 
     Works on any model with torch.nn's batch-norm layers or subclasses of them. The training computes the same bits with
-    and without it. A step is one `optimizer.step()`. Without an optimizer it ends when any optimizer that holds a
-    parameter of the model steps, or when model(x) is called again: so it is right in loops that call model.loss(x) or
-    a training_step(x), and in those that step without torch.optim.
+    and without recording. A step is one `optimizer.step()`. Without `optimizer`, a step ends when any optimizer that
+    holds a parameter of the model steps, or when model(x) is called again. This also works in loops that call
+    model.loss(x) or a training_step(x), and in loops that step without torch.optim.
 
     Args:
-        model: what is trained, wrapped (compiled, DistributedDataParallel) or not.
+        model: the model that is trained, wrapped (compiled, DistributedDataParallel) or not.
         log_dir: a new folder for the run; None for runs/<date>-<time>.
-        optimizer: whose steps are counted, and whose gradients are read as it is about to use them; a wrapper that has
-            it as `optimizer` will do. Give it where a step has several forwards of the model (gradient accumulation).
-        every: record every so manieth step; or "auto": as many as cost at most 1 % of the training's time.
+        optimizer: its steps are counted, and gradients are read as it is about to use them. A wrapper with an attribute
+            `optimizer` works too. Pass it if a step has several forwards of the model (gradient accumulation).
+        every: record every `every`-th step; "auto": as many steps as cost at most 1 % of the training's time.
         layers: names of the layers to watch, or patterns such as "encoder.*"; None for all, [] for none (`log` only).
-        meta: anything JSON can hold, kept in run.json.
-        resume_step: go on in an existing log_dir as if the steps from this one on had never been taken.
-        vector_bytes: budget of the file of whole vectors; 0 keeps none, and no worked steps.
-        every_rank: in a process group, record on every rank, each in a log_dir of its own; else on the first alone.
-        on_step: called with each record as a plain dict, {"step": 3, "bn/<layer>/gamma_mean": 1.0, ...}, for a logger:
-            in the training's thread, some steps later, when the record is on disk. What it raises becomes a warning.
+        meta: any JSON value, stored in run.json.
+        resume_step: continue the run in an existing log_dir at this step; its records from this step on are discarded.
+        vector_bytes: size limit of the file of whole vectors; 0 keeps no whole vectors and no worked steps.
+        every_rank: in a process group, record on every rank, each in its own log_dir; else only on the first.
+        on_step: called with each record as a plain dict, {"step": 3, "bn/<layer>/gamma_mean": 1.0, ...}, for a logger;
+            called in the training's thread, some steps later, once the record is on disk. Its exceptions become
+            warnings.
 
     Returns:
         The recorder: `with watch(...) as w`, then `w.log`, `w.probe`, `w.step`, `w.path`.
 
     Raises:
-        TypeError: `model` is no torch.nn.Module, or `optimizer` no torch.optim.Optimizer.
-        ValueError: an optimizer that owns none of the model's parameters; no batch-norm layer, or none of a name in
-            `layers`; a lazy layer that has not seen a batch; a layer that is sharded; `resume_step` on a run of other
-            layers.
+        TypeError: `model` is not a torch.nn.Module, or `optimizer` is not a torch.optim.Optimizer.
+        ValueError: an optimizer that owns none of the model's parameters; no batch-norm layer, or none that matches an
+            entry of `layers`; a lazy layer that has not seen a batch; a sharded layer; `resume_step` on a run with
+            different layers.
         FileExistsError: log_dir is a file, or holds a run already and `resume_step` is None; or a file of the run is a
             link.
         FileNotFoundError: `resume_step` is given, and log_dir holds no run.
@@ -98,7 +99,7 @@ def watch(
         ('finished', [0, 1, 2, 3, 4], (5, 3))
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: watch(model, log_dir)")
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; call watch(model, log_dir)")
     if every != "auto" and not (isinstance(every, int) and every >= 1):
         raise ValueError(f'every must be at least 1, or "auto", got {every!r}')
     if on_step is not None and not callable(on_step):
@@ -113,10 +114,10 @@ def watch(
     infos = [info for info, _ in chosen]
     if optimizer is not None and not holds(optimizer, set(model.parameters())):
         raise ValueError(
-            "optimizer must own a parameter of the model, and owns none: its steps would not be the model's; give the "
+            "optimizer must own a parameter of the model, but owns none, so its steps are not the model's; pass the "
             "one made from model.parameters(), or leave it out"
         )
-    if _rank() != 0 and not every_rank:  # parameters and their gradients are the same on every rank: one writes
+    if _rank() != 0 and not every_rank:  # parameters and gradients are the same on every rank, so one rank writes
         lock = None
     elif resume_step is None:
         lock = create_folder(log_dir, infos, meta, {"torch": torch.__version__, "every": every})
@@ -130,7 +131,7 @@ def watch(
 
 
 def _timed(method: Callable[..., None]) -> Callable[..., None]:
-    """The method, whose time is counted as the recording's."""
+    """Wrap the method so that its time counts as recording time."""
 
     @wraps(method)
     def timed(self: Recorder, *args: Any) -> None:
@@ -144,7 +145,7 @@ def _timed(method: Callable[..., None]) -> Callable[..., None]:
 
 
 def _guarded(method: Callable[..., None]) -> Callable[..., None]:
-    """The method, whose failure ends the recording and never the training."""
+    """Wrap the method so that its failure ends the recording, never the training."""
 
     @wraps(method)
     def guarded(self: Recorder, *args: Any) -> None:
@@ -159,8 +160,8 @@ def _guarded(method: Callable[..., None]) -> Callable[..., None]:
 class Recorder:
     """The handle of a run that is being recorded; made by `watch`.
 
-    Whatever fails in recording stops it, with one RuntimeWarning, and the training goes on. A forked process records
-    nothing: the run is its parent's.
+    If anything fails in recording, it stops with one RuntimeWarning, and the training continues. A forked process
+    records nothing, because the run belongs to its parent.
 
     Attributes:
         path: the run's folder, absolute; None on ranks other than 0 of a process group, which record nothing.
@@ -267,17 +268,17 @@ class Recorder:
             self._submit(Extra(self._current, lambda: {PROBES: values.tobytes(), HISTOGRAMS: histograms}))
 
     def flush(self) -> None:
-        """Wait until all that was recorded is with the operating system: call it before writing a checkpoint.
+        """Wait until the operating system has all records; call it before writing a checkpoint.
 
-        Then a process killed after the checkpoint, and resumed from it, has lost no record of an earlier step.
+        A process that is killed after the checkpoint and resumed from it has then lost no earlier record.
         """
         if self._writer:
             self._writer.flush()
 
     def close(self, status: str = "finished") -> None:
-        """Write what is left, take all hooks out of the model and the optimizer, and end the run with this status.
+        """Write the remaining records, remove all hooks from model and optimizer, and end the run with this status.
 
-        What cannot be written becomes the warning that the recording stopped.
+        If something cannot be written, warn that the recording stopped.
         """
         if self._closed:
             return
@@ -422,7 +423,7 @@ class Recorder:
         error = self._capture.switch.error or (self._writer.error if self._writer else None)
         if self._is_forked:
             self._stopped = True
-            self._warn("stopped", f"nothing is recorded in a forked process: {self.path} is its parent's run")
+            self._warn("stopped", f"a forked process records nothing: the run {self.path} belongs to its parent")
         elif error:
             self._stop(error)
         return not self._stopped

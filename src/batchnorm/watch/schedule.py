@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-# The share of the training's time that every="auto" lets recording cost, as far as it can be measured: what torch takes
-# to call hooks at all, no clock in them sees.
+# The share of the training's time that every="auto" lets recording cost, as far as it can be measured: clocks
+# in hooks do not see the time that torch takes to call them.
 MEASURED_SHARE = 0.01
 # As often it records all the same: what cannot be kept under the budget is at least seldom.
 _AUTO_AT_LEAST = 1000
@@ -75,10 +75,10 @@ class EveryKth:
 
 
 class WithinShare:
-    """As many steps as recording them costs at most a share of the time that passes.
+    """Records as many steps as fit into a share of the elapsed time.
 
-    What recording has cost is a debt, which is paid off with that share of the time. Whenever it is paid, the next step
-    is recorded. Nothing is saved up: after a pause, such as an evaluation, no burst of records follows.
+    The cost of recording is a debt, which that share of the elapsed time pays off. Once it is paid off, the next step
+    is recorded. Credit does not accumulate: no burst of records follows a pause such as an evaluation.
 
     Args:
         share: of the time.

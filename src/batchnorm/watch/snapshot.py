@@ -1,4 +1,4 @@
-"""What one training step left behind, on its way from the training thread to the writer's. NumPy alone."""
+"""What one training step produced, on its way from the training's thread to the writer's. Uses NumPy only."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Flats(NamedTuple):
 
 @dataclass
 class Snapshot:
-    """What one step left behind, on its way to the file. Lists hold an entry a layer, in the order of `Layout`."""
+    """What one step produced, on its way to the file. Lists hold an entry a layer, in the order of `Layout`."""
 
     step: int
     index: int | None  # of its record; None: it only says where the running statistics stood

@@ -1,4 +1,4 @@
-"""When a step's forward and its gradients are there, and when it ends: hooks on the model and on optimizers."""
+"""Hooks on the model and on optimizers that tell when a step's forward and gradients are ready, and when it ends."""
 
 from __future__ import annotations
 
@@ -94,12 +94,12 @@ class Steps:
 
     @property
     def why_none(self) -> str:
-        """What it means that there was no step."""
+        """Why there was no step, for a warning."""
         if self._given:
-            return "the optimizer took none"
+            return "the optimizer took no step"
         return (
             "no torch.optim optimizer that holds parameters of the model stepped, nor was model(x) called in train "
-            "mode. Watch the model that is trained, and give optimizer="
+            "mode. Watch the model that is trained, and pass optimizer="
         )
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""At a few chosen steps: what the optimizer gets for every gamma and beta, and what it makes of them."""
+"""At a few chosen steps: what the optimizer receives for every gamma and beta, and their values after its step."""
 
 from __future__ import annotations
 

@@ -73,12 +73,12 @@ def test_why_not(machine, change, why):
 
 def test_what_was_seen_wrong_stays_off_but_ranks_still_agree(machine):
     machine.setenv("BATCHNORM_GPU", "1")
-    with pytest.warns(RuntimeWarning, match=r"are off from now on.*9 off.*check-gpu"):
+    with pytest.warns(RuntimeWarning, match=r"switches its GPU kernels off.*9 off.*check-gpu"):
         available.distrust("9 off")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         available.distrust("9 off, again")  # said once
-    assert "seen to be wrong: 9 off" in available.why_not(CUDA)
+    assert "gave a wrong result: 9 off" in available.why_not(CUDA)
     assert available.why_off(CUDA) is None
 
 

@@ -1,4 +1,4 @@
-"""Lint: (N, L, C) given to a layer that normalises dimension 1."""
+"""Lint: (N, L, C) given to a layer that normalizes dimension 1."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Axis(Rule):
             yield self.found(
                 layer.name,
                 "serious",
-                f"{literal(place.before_said)} has its features in the last dimension, and of another number than the "
-                "{channels} channels that are normalised in dimension 1",
+                f"{literal(place.before_said)} has its features in the last dimension, in another number than the "
+                "{channels} channels that are normalized in dimension 1",
                 REMEDY.format(place.width),
                 confidence=0.9,
                 channels=layer.channels,
@@ -35,7 +35,7 @@ class Axis(Rule):
                 layer.name,
                 "serious",
                 f"the input of shape {list(measured.shape)} comes from {literal(measured.features_from)}, which has "
-                "its features in the last dimension, but dimension 1, of {channels}, is normalised as channels",
+                "its features in the last dimension, but dimension 1, of {channels}, is normalized as channels",
                 REMEDY.format(measured.shape[-1]),
                 channels=layer.channels,
             )

@@ -8,7 +8,7 @@ from ..finding import Finding
 from ..layer import Layer
 from .rule import Rule, literal
 
-LEAVE = "# leave it in a trained model, whose running mean counts on it; build the next one with bias=False"
+LEAVE = "# keep it in a trained model, whose running mean includes it; build the next one with bias=False"
 
 
 class Bias(Rule):
@@ -22,8 +22,8 @@ class Bias(Rule):
         yield self.found(
             layer.name,
             "note",
-            f"{literal(place.before_said)} adds a bias to {{channels}} channels, and the mean that is subtracted next "
-            "cancels it: beta is the bias",
+            f"{literal(place.before_said)} adds a bias to {{channels}} channels, and the subtraction of the mean "
+            "cancels it: beta acts as the bias",
             "{layer}.bias = None  # before training" if layer.is_new else LEAVE,
             target=place.before,
             confidence=1.0 if place.surely else 0.7,

@@ -18,7 +18,7 @@ class Decay(Rule):
             yield self.found(
                 layer.name,
                 "note",
-                "the optimizer decays gamma and beta by {decay:g}: the output fades, where decay of the weights before "
+                "the optimizer decays gamma and beta by {decay:g}: the output shrinks, while decay of earlier weights "
                 "would not change it",
                 layer.place.undecayed,
                 decay=layer.place.decay,

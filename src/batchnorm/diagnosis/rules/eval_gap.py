@@ -34,9 +34,9 @@ class EvalGap(Rule):
         # Of what eval mode loses, recalibrating gives back this share.
         back = (evaluated - mended) / (evaluated - train) if math.isfinite(evaluated) else float(math.isfinite(mended))
         if inputs.scale is not None:
-            blame, remedy = "the data are to blame, which are not prepared as those of the training", CHECK
+            blame, remedy = "the data are to blame, which are not prepared like the training data", CHECK
         elif back > 0.5 and inputs.moved:
-            blame = "the running statistics are to blame, or data that are not prepared as those of the training"
+            blame = "the running statistics are to blame, or data that are not prepared like the training data"
             remedy = CHECK_FIRST
         elif back > 0.5:
             blame, remedy = "the running statistics are to blame", RECALIBRATE

@@ -40,7 +40,7 @@ class FewValues(Rule):
         if history.recent is not None:
             means, variances, _ = history.recent
             spread = variances.mean(0) + history.info.eps
-            # Neighbours in time, so that the drift of the weights is not taken for noise.
+            # Neighbors in time, so that the drift of the weights is not taken for noise.
             square = (np.diff(means, axis=0) ** 2).mean(0) / 2
             logs = _variance(np.diff(np.log(variances + history.info.eps), axis=0)) / 2
             # Two populations, or an order of the data, are no noise.
@@ -48,7 +48,7 @@ class FewValues(Rule):
                 yield from self._noisy(name, square / spread, logs, usual)
         if usual <= FEW:
             yield self.found(
-                name, "warning", "a batch has {values:g} values a channel", REMEDY, confidence=0.6, values=usual
+                name, "warning", "a batch has {values:g} values per channel", REMEDY, confidence=0.6, values=usual
             )
         yield from self._odd(name, usual, float(counts.min()))
 
@@ -57,7 +57,7 @@ class FewValues(Rule):
             yield self.found(
                 layer.name,
                 "serious",
-                "{lonely} of {batches} batches have one value a channel, which has no variance: training on "
+                "{lonely} of {batches} batches have one value per channel, which has no variance: training on "
                 "them raises",
                 DROP_LAST if measured.batches else REMEDY,
                 lonely=measured.lonely,
@@ -90,7 +90,7 @@ class FewValues(Rule):
             yield self.found(
                 layer.name,
                 "warning",
-                "a batch has {items:g} samples, by the statistics of which each is normalised",
+                "a batch has only {items:g} samples, and each is normalized by the statistics of all of them",
                 REMEDY,
                 confidence=0.7,
                 items=items,
@@ -110,7 +110,7 @@ class FewValues(Rule):
                 "serious" if noise > NOISE_SERIOUS or shake > SHAKE_SERIOUS else "warning",
                 "the statistics of a batch are as noisy as those of {worth:.1f} independent values: its mean by "
                 "{noise:.2f} standard deviations, its variance by a factor of {factor:.3g}; a batch has {values:g} "
-                f"values a channel{alike}",
+                f"values per channel{alike}",
                 REMEDY,
                 confidence=0.9,
                 noise=noise,
@@ -124,8 +124,8 @@ class FewValues(Rule):
             yield self.found(
                 name,
                 "warning",
-                "the smallest batch has {least:g} values a channel where most have {usual:g}, and moves the running "
-                "statistics as much as they do",
+                "the smallest batch has {least:g} values per channel, most have {usual:g}, and it moves the running "
+                "statistics as much as the others",
                 DROP_LAST,
                 least=least,
                 usual=usual,

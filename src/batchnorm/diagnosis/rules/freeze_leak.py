@@ -15,7 +15,7 @@ from .rule import Rule
 LEAST = 5  # recorded vectors
 # With a gradient this large the smallest usual learning rate, 1e-4, moves a gamma of 1 beyond float32's rounding, 6e-8.
 LARGE = 1e-3
-REMEDY = "bn.freeze({layer}, stats=True, affine=True)  # from here on train mode normalises as eval mode does"
+REMEDY = "bn.freeze({layer}, stats=True, affine=True)  # from here on train mode normalizes as eval mode does"
 
 
 class FreezeLeak(Rule):

@@ -17,7 +17,7 @@ LEAST = 8  # batches
 DISPERSION = 4.0  # variance of the batch means beside that of batches drawn at random, which is 1
 SPLIT = 0.9  # of the variance of the batch means lies between two clusters; of a normal distribution 0.64 does
 DISTANCE = 0.3  # between the clusters, in standard deviations
-# Variance of the batch means beside that of neighbours, which of T shuffled batches is 1 with a standard deviation of
+# Variance of the batch means beside that of neighbors, which of T shuffled batches is 1 with a standard deviation of
 # 1 / sqrt(T): so many of these above; and the standard deviation of the batch means.
 ORDER, APART, FAR_APART = 4.5, 0.1, 0.5
 REMEDY = (
@@ -108,7 +108,7 @@ class Mixed(Rule):
             yield self.found(
                 name,
                 "warning",
-                f"{what} are of two kinds, {{one}} and {{other}} of them: the means are {{distance:.2g}} standard "
+                f"{what} fall into two groups of {{one}} and {{other}}: the means are {{distance:.2g}} standard "
                 "deviations apart, and {share:.0%} of the variance of the batch means lies between the two",
                 REMEDY,
                 confidence=confidence,

@@ -26,8 +26,8 @@ class Mode(Rule):
             yield self.found(
                 layer.name,
                 "note",
-                "the layer has no running statistics: in eval too, what a sample becomes depends on the {channels} "
-                "channels of the others in its batch",
+                "the layer has no running statistics: in eval too, the output for a sample depends on the {channels} "
+                "channels of the other samples in its batch",
                 "# leave a trained model as it is; build the next one with track_running_stats=True",
                 channels=layer.channels,
             )
@@ -37,7 +37,7 @@ class Mode(Rule):
             yield self.found(
                 layer.name,
                 "serious",
-                "the layer is in train mode within a model in eval mode: it normalises with each batch, and every "
+                "the layer is in train mode within a model in eval mode: it normalizes with each batch, and every "
                 "batch that is evaluated moves the running statistics of its {channels} channels",
                 "model.eval()",
                 channels=layer.channels,
@@ -47,7 +47,7 @@ class Mode(Rule):
                 layer.name,
                 "note",
                 "the layer is in eval mode within a model in train mode, until the next model.train(): {channels} "
-                "channels then thaw",
+                "channels then track batches again",
                 "bn.freeze({layer})",
                 channels=layer.channels,
             )

@@ -28,7 +28,7 @@ class Padding(Rule):
                 layer.name,
                 "warning",
                 "{padded:.0%} of the positions repeat the end of their sequence, as padding does; without them the "
-                "mean would be another by {shift:.2g} standard deviations, the variance by a factor of {factor:.3g}",
+                "mean would change by {shift:.2g} standard deviations, the variance by a factor of {factor:.3g}",
                 "bn.convert(model)\ny = {layer}(x, mask=mask)  # where the model calls it: True where there are data",
                 confidence=0.8,
                 padded=measured.padded,

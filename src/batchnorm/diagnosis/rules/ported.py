@@ -37,7 +37,7 @@ class Ported(Rule):
                 layer.name,
                 "serious",
                 "momentum is {momentum:g}, which in PyTorch is the share of the new batch: the running statistics are "
-                "those of the last {batches:.2g} batches. Keras and Flax mean the share of the old",
+                "those of the last {batches:.2g} batches. In Keras and Flax, momentum is the share of the old value",
                 f"{{layer}}.momentum = {round(1 - momentum, 6)}",
                 confidence=0.9,
                 momentum=momentum,

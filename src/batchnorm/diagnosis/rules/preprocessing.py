@@ -16,7 +16,7 @@ from .rule import RECALIBRATE, Rule
 # far the channels may be apart in it, as a share of that: another scale of the inputs is the same for all.
 RATIO, APART = math.log(3), 0.25
 MEAN, VAR = 0.5, 0.7  # as serious as `unconverged`: standard deviations, |log ratio|
-CHECK = "# prepare the batches as those of the training: the same range (x / 255?), then the same mean and std"
+CHECK = "# prepare the batches like the training data: the same range (x / 255?), then the same mean and std"
 CHECK_FIRST = f"{CHECK}\n# only if they are:\n{RECALIBRATE}"
 
 
@@ -29,9 +29,9 @@ class Preprocessing(Rule):
             yield self.found(
                 layer.name,
                 "serious",
-                "what the batches measure in the layer nearest to the data has {factor:.3g} times the variance that it "
-                "tracked, in all channels alike: the inputs are {scale:.3g} times as large as those of the training. "
-                "Recalibrating would fit the model to data that are prepared otherwise",
+                "in the layer nearest to the data, the batches have {factor:.3g} times the tracked variance, "
+                "in all channels alike: the inputs are {scale:.3g} times as large as the training inputs. "
+                "Recalibrating would fit the model to wrongly prepared data",
                 CHECK,
                 confidence=0.9,
                 scale=scale,

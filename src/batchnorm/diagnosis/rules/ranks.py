@@ -46,7 +46,7 @@ class Ranks(Rule):
                 name,
                 "serious" if mean_drift > MEAN_SERIOUS or log_ratio > VAR_SERIOUS else "warning",
                 "gamma and beta are the same in {copies} copies, but the running means differ by {mean_drift:.2g} "
-                "standard deviations, the variances by a factor of {var_factor:.3g}: each rank evaluates another model",
+                "standard deviations, the variances by a factor of {var_factor:.3g}: ranks evaluate different models",
                 "bn.pool_buffers(model)  # on all ranks, which then agree; changes what eval mode computes",
                 copies=len(copies),
                 mean_drift=mean_drift,

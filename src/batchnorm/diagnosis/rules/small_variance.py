@@ -1,4 +1,4 @@
-"""Faults 6 and lint: eps is no small addition to the variance, so that the layer does not normalise."""
+"""Faults 6 and lint: eps is no small addition to the variance, so that the layer does not normalize."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .rule import Rule
 NEAR = 0.1
 MANY = 0.5  # of the channels
 LEAVE = (
-    "# leave eps: a trained model computes with it, and another one changes the outputs; to normalise these channels, "
+    "# leave eps: a trained model computes with it, and another one changes the outputs; to normalize these channels, "
     "train again with a smaller eps or a larger input"
 )
 
@@ -36,7 +36,7 @@ class SmallVariance(Rule):
                 layer.name,
                 "warning" if layer.settings else "note",
                 "eps is {eps:g}, and the median running variance {median:.3g}: in {near:.0%} of the channels eps is "
-                "more than a tenth of the variance, so their output is not normalised",
+                "more than a tenth of the variance, so their output is not normalized",
                 LEAVE,
                 confidence=0.8 * known,
                 assumed=assumed,
@@ -47,8 +47,8 @@ class SmallVariance(Rule):
                 layer.name,
                 "note",
                 "{constant:.0%} of the channels have a running variance of at most eps, {eps:g}: they are constant, "
-                "and carry nothing but beta",
-                f"print({{layer}}.running_var <= {eps:g})  # prune these, or mend what feeds them",
+                "and their output is beta alone",
+                f"print({{layer}}.running_var <= {eps:g})  # prune these, or fix the layer that feeds them",
                 confidence=known,
                 assumed=assumed,
                 **facts,

@@ -64,7 +64,7 @@ class Unconverged(Rule):
 
     def of_run(self, history: History) -> Iterator[Finding]:
         if history.asleep is not None:
-            return  # what it is given has moved on since, and it normalises without it
+            return  # what it is given has moved on since, and it normalizes without it
         layer = history.layer
         if layer.running_mean is None or layer.running_var is None or history.recent is None:
             return

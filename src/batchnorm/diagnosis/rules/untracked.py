@@ -18,7 +18,7 @@ class Untracked(Rule):
             yield self.found(
                 layer.name,
                 "serious",
-                "the checkpoint has gamma and beta of {channels} channels, but no running statistics, as if it were "
+                "the checkpoint has gamma and beta of {channels} channels, but no running statistics, as if it was "
                 "saved without buffers: in a model that loads it they are 0 and 1",
                 "torch.save(model.state_dict(), path)  # not the parameters alone; where they are lost, "
                 + RECALIBRATE.partition("  #")[0],
@@ -39,7 +39,7 @@ class Untracked(Rule):
             layer.name,
             "serious",
             f"the running statistics of {{channels}} channels are 0 and 1 as in a new layer, but {shown}: in eval "
-            "nothing is normalised",
+            "nothing is normalized",
             RECALIBRATE,
             confidence=confidence,
             channels=layer.channels,

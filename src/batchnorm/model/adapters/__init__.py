@@ -1,7 +1,7 @@
 """How each class of batch norms is read, converted and folded: one small file a class, asked in this order.
 
-A new class of batch norms is a new file here and a line in `ADAPTERS`; no tool changes. Nothing here imports the
-library that the class is from, nor our layers: classes are recognized by their names and structure.
+To support a new class of batch norms, add a file here and a line in `ADAPTERS`; no tool changes. Nothing here imports
+the library of that class, nor our layers: classes are recognized by their names and structure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ADAPTERS: tuple[Adapter, ...] = (Plain(), NormAct(), Frozen(), Subclass())
 
 
 def adapter_of(module: nn.Module) -> Adapter | None:
-    """The adapter of the module's class; None of what is no batch norm."""
+    """The adapter of the module's class; None if it is not a batch norm."""
     return next((adapter for adapter in ADAPTERS if adapter.matches(module)), None)
 
 

@@ -1,4 +1,4 @@
-"""Adapter: what has to be known of a class of batch norms, so that every tool can work on it."""
+"""Adapter: what the tools need to know about a class of batch norms."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Adapter(ABC):
 
     Attributes:
         exact: whether eval mode computes gamma * (x - running_mean) / sqrt(running_var + eps) + beta and then `after`,
-            nothing else. Of a class that nobody knows it cannot be told.
-        learns: whether it can measure, track and learn: a frozen look-alike does not, in train mode either.
+            nothing else. False for an unknown class.
+        learns: whether it can measure, track and learn. A frozen look-alike cannot, not even in train mode.
     """
 
     exact: ClassVar[bool] = True
@@ -34,7 +34,7 @@ class Adapter(ABC):
         return layer.eps
 
     def momentum(self, layer: Any) -> float | None:
-        """The share of the new in the running statistics; None for a cumulative average, or where none are kept."""
+        """Weight of the new value in the running statistics; None for a cumulative average, or if none are kept."""
         return layer.momentum
 
     def tracks(self, layer: Any) -> bool:
@@ -46,19 +46,19 @@ class Adapter(ABC):
         return layer.num_features
 
     def batches(self, layer: Any) -> Tensor | None:
-        """How many batches were tracked; None where nobody counts."""
+        """How many batches were tracked; None if they are not counted."""
         return getattr(layer, "num_batches_tracked", None)
 
     def after(self, layer: Any) -> list[nn.Module]:
-        """The modules that the layer itself runs on what it has normalized, in their order, but for identities."""
+        """The modules that the layer itself runs on its normalized output, in order, without identities."""
         return []
 
     def forward(self, layer: Any) -> Callable[..., Tensor] | None:
-        """What the class's own forward becomes when the normalization in it is ours: f(layer, x, normalize, fused).
+        """The replacement of the class's own forward, with our normalization in it: f(layer, x, normalize, fused).
 
-        `normalize(layer, x, activation=...)` is our layer's forward; `fused(module)` is the activation to hand to it in
-        the module's place, or None. Without a forward here the class's own is run, and reaches ours as
-        `super().forward`. It is a function of a module, for pickles name it.
+        `normalize(layer, x, activation=...)` is our layer's forward; `fused(module)` is the activation to pass to it
+        instead of running the module, or None. Without a replacement the class's own forward runs, and reaches ours as
+        `super().forward`. The replacement is a module-level function, because pickles refer to it by name.
         """
         return None
 
@@ -68,7 +68,7 @@ class Adapter(ABC):
 
 
 class Lookalike(Adapter):
-    """Of classes that are no torch.nn batch norm, and have four vectors of its names."""
+    """Base of the adapters of classes that are not torch.nn's, but have its four vectors by the same names."""
 
     learns = False
 
@@ -82,25 +82,25 @@ class Lookalike(Adapter):
 
 
 def drop_and_act(layer: nn.Module) -> list[nn.Module]:
-    """What timm's classes run on the normalized: drop and act, without identities."""
+    """What timm's classes run on the normalized output: drop and act, without identities."""
     parts = (layer._modules.get(name) for name in ("drop", "act"))
     return [part for part in parts if part is not None and type(part) is not nn.Identity]
 
 
 def kept_as_is(layer: nn.Module) -> str | None:
-    """Why a layer of any class cannot be given another class, or another forward; None if it can."""
+    """Why the class or the forward of a layer cannot be changed, whatever its class; None if it can."""
     if is_lazy(layer):
         return "lazy: it has not seen an input yet"
-    return class_of_torch(layer) or ("has a forward of its own, set on the layer" if "forward" in vars(layer) else None)
+    return class_of_torch(layer) or (
+        "its forward was replaced on the layer itself" if "forward" in vars(layer) else None
+    )
 
 
 def class_of_torch(layer: nn.Module) -> str | None:
-    """Which of torch's tools gave the layer a class that nobody else may swap; None if none did."""
+    """Which of torch's tools has changed the layer's class, so that it must not be changed again; None if none has."""
     if is_parametrized(layer):
-        return "parametrized, which gave it a class of its own: convert or revert it before"
-    return (
-        "sharded, which gave it a class of its own: convert or revert before fully_shard" if is_sharded(layer) else None
-    )
+        return "parametrized, which has changed its class: convert or revert before you parametrize it"
+    return "sharded, which has changed its class: convert or revert before fully_shard" if is_sharded(layer) else None
 
 
 def is_lazy(layer: nn.Module) -> bool:

@@ -10,11 +10,11 @@ from ...mixin import BatchNorm
 from .adapter import Lookalike, drop_and_act
 
 _VECTORS = ("weight", "bias", "running_mean", "running_var")
-_USUAL_EPS = 1e-5  # of classes that have it in their forward alone, as transformers' DetrFrozenBatchNorm2d
+_USUAL_EPS = 1e-5  # of classes that have eps only in their forward, like transformers' DetrFrozenBatchNorm2d
 
 
 class Frozen(Lookalike):
-    """Recognized by structure, so that torchvision's, timm's, detectron2's and transformers' are all of it.
+    """Recognized by structure: this covers torchvision's, timm's, detectron2's and transformers' classes.
 
     Source: torchvision/ops/misc.py, timm/layers/norm_act.py, detectron2/layers/batch_norm.py,
         transformers/models/detr/modeling_detr.py.
@@ -29,11 +29,11 @@ class Frozen(Lookalike):
         return all(v is not None and v.dim() == 1 and v.shape == vectors[0].shape for v in vectors)  # pyright: ignore[reportOptionalMemberAccess]
 
     def eps(self, layer: Any) -> float:
-        """The layer's, or the usual one of those classes that do not say."""
+        """The layer's eps, or the usual one for classes without the attribute."""
         return getattr(layer, "eps", _USUAL_EPS)
 
     def after(self, layer: Any) -> list[nn.Module]:
-        """The drop and the activation of a class that has them."""
+        """The drop and the activation, if the class has them."""
         return drop_and_act(layer)  # of timm's FrozenBatchNormAct2d
 
     def kept(self, layer: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""timm's BatchNormAct2d: a batch norm, drop and activation in one module, each part of which is known."""
+"""timm's BatchNormAct2d: a batch norm, drop and activation in one module, all of them known."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class NormAct(Adapter):
         return drop_and_act(layer)
 
     def forward(self, layer: Any) -> Callable[..., Tensor] | None:
-        """Batch norm, drop and activation, of which the last is fused into the first where nothing is between them."""
+        """Batch norm, drop and activation; the activation is fused into the batch norm if nothing is between them."""
         return forward
 
 
 def forward(layer: Any, x: Tensor, normalize: Callable[..., Tensor], fused: Callable[[nn.Module], Any]) -> Tensor:
-    """Batch norm, drop and act: in one operation where there is no drop and the activation can be fused."""
+    """Batch norm, drop and act: one operation if there is no drop and the activation can be fused."""
     drop, act = layer._modules.get("drop"), layer._modules.get("act")
     if (drop is None or type(drop) is nn.Identity) and act is not None:
         activation = fused(act)

@@ -1,4 +1,4 @@
-"""torch.nn's own batch norms and ours, which are all that their class says."""
+"""torch.nn's own batch norms and ours, which do exactly what their class says."""
 
 from __future__ import annotations
 

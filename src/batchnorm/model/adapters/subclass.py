@@ -18,11 +18,11 @@ class Subclass(Adapter):
     exact = False
 
     def matches(self, module: nn.Module) -> bool:
-        """Whatever is left of them."""
+        """Any subclass that no other adapter matches."""
         return isinstance(module, BatchNorm)
 
     def kept(self, layer: Any) -> str | None:
-        """A forward that does not reach torch.nn's is one that ours cannot stand in for."""
+        """Without a call of torch.nn's forward there is nothing that ours could replace."""
         cls = original_class(layer)
         if cls.__module__.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic")):
             return "quantized"
@@ -32,7 +32,7 @@ class Subclass(Adapter):
 
 
 def calls_super(cls: type[nn.Module]) -> bool:
-    """Whether forward of a subclass of torch.nn's layers reaches theirs, which ours can then stand in for."""
+    """Whether the forward of a subclass of torch.nn's layers calls theirs, which ours can then replace."""
     own = cls.__mro__[: cls.__mro__.index(BatchNorm)]
     forwards = [inspect.unwrap(vars(kind)["forward"]) for kind in own if "forward" in vars(kind)]
     return all(_has_super_forward(forward) for forward in forwards)

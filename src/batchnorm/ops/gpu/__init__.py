@@ -1,4 +1,4 @@
-"""Triton kernels for GPUs: off, unless a committed run proved them on such a GPU, or the environment switches them on.
+"""Triton kernels for GPUs: off until a committed run proves them on that kind of GPU, or the environment says so.
 
 available         why they serve a device, or not
 implementation    the operators for CUDA tensors, with arguments (checked) and trust (whether kernels are right)

@@ -1,6 +1,6 @@
 """The activations of `batchnorm.activations` in Triton, with their codes: act(z), act'(z), and act' of act(z).
 
-Of comparisons with NaN each takes the side that torch's own function takes.
+Comparisons with NaN take the same side as torch's own function.
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportInvalidTypeForm=false

@@ -17,7 +17,7 @@ _ACTIVATIONS = 11
 
 
 def check(operator: str, given: dict[str, Any]) -> None:
-    """Raise a RuntimeError of what the kernels could not read or write safely."""
+    """Raise a RuntimeError for arguments that the kernels could not read or write safely."""
     first = given["x"] if "x" in given else given["statistics"]
     wrong = _in_input(first, given) if "x" in given else None
     if wrong is None:
@@ -29,7 +29,7 @@ def check(operator: str, given: dict[str, Any]) -> None:
         raise RuntimeError(wrong)
 
 
-# Each says what is wrong, or None; a message is not written before it is needed, for this runs in every call.
+# Each check returns what is wrong, or None. Messages are formatted only when needed, because this runs in every call.
 
 
 def _in_input(x: Tensor, given: dict[str, Any]) -> str | None:
@@ -38,17 +38,17 @@ def _in_input(x: Tensor, given: dict[str, Any]) -> str | None:
     if x.dim() < 2:
         return f"the input must be (N, C, *), got {tuple(x.shape)}"
     if x.dtype not in DTYPES:
-        return f"the input must be of floating point, got {x.dtype}"
+        return f"the input must be floating point, got {x.dtype}"
     if not 0 <= given.get("act", 0) < _ACTIVATIONS:
-        return f"there is no activation number {given.get('act')}"
-    return None if given.get("virtual_batch", 0) >= 0 else "a virtual batch has at least one item"
+        return f"act must be the code of an activation, got {given.get('act')}"
+    return None if given.get("virtual_batch", 0) >= 0 else "virtual_batch must not be negative"
 
 
 def _in_values(operator: str, first: Tensor, given: dict[str, Any]) -> str | None:
     if operator not in ("forward", "forward_"):
         return f"eps must not be negative, got {given['eps']}" if given.get("eps", 0) < 0 else None
     if given["mask"] is None and first.size(0) * math.prod(first.shape[2:]) == 1:
-        return "one value in a channel has no variance"
+        return "a channel must have more than one value, because one value has no variance"
     return f"eps must be positive where the batch is measured, got {given['eps']}" if given["eps"] <= 0 else None
 
 
@@ -66,7 +66,7 @@ def _in_one(name: str, value: Tensor, first: Tensor, channels: int, virtual_batc
         if value.shape != (channels,):
             return f"{name} must have {channels} values, got {tuple(value.shape)}"
         if value.dtype not in DTYPES:
-            return f"{name} must be of floating point, got {value.dtype}"
+            return f"{name} must be floating point, got {value.dtype}"
     elif name in _ROWS:
         rows = _ROWS[name]
         if value.dim() != (3 if virtual_batch else 2) or value.size(0) != rows or value.size(-1) != channels:

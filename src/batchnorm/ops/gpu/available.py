@@ -1,7 +1,6 @@
 """Whether the Triton kernels serve a GPU, and why not: the device, Triton, where they were proved, and who says no.
 
-Nothing is imported of Triton to answer. What this says is the same for all ranks of one kind of machine, and does not
-change, but for `distrust`.
+The answer does not import Triton. It is the same for all ranks on one kind of machine, and changes only by `distrust`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 
 SWITCH = "BATCHNORM_GPU"
-OLDEST = (3, 6)  # Triton's that goes with the oldest torch
+OLDEST = (3, 6)  # the Triton version of the oldest supported torch
 PROVED = Path(__file__).with_name("proved.json")
 _NAMES = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm", "triton-windows")
 _distrusted: list[str] = []  # why, once a kernel was seen to be wrong
@@ -28,12 +27,12 @@ def why_not(device: torch.device) -> str | None:
 
 
 def why_off(device: torch.device) -> str | None:
-    """The same, whatever was seen of the kernels since: what ranks agree on."""
+    """The same, without what this process has found out about the kernels; ranks agree on this answer."""
     return _why_off(device.index or 0)
 
 
-# torch.compile takes what it says for a constant; what torch.compiler.assume_constant_result does, which would import
-# the compiler.
+# torch.compile treats the result as a constant, as with torch.compiler.assume_constant_result, which would import the
+# compiler.
 why_not._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 why_off._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
@@ -44,19 +43,19 @@ def is_proved(device: torch.device) -> bool:
 
 
 def distrust(reason: str) -> None:
-    """Never use the kernels again in this process; said once."""
+    """Never use the kernels again in this process; warns once."""
     if not _distrusted:
-        _distrusted.append(f"a kernel was seen to be wrong: {reason}")
+        _distrusted.append(f"a kernel gave a wrong result: {reason}")
         warnings.warn(
-            f"batchnorm's GPU kernels are off from now on, for one of them was seen to be wrong: {reason}. PyTorch's "
-            "own operators compute instead. Please run `batchnorm check-gpu --out check.json`, and send us the file.",
+            f"batchnorm switches its GPU kernels off, because one of them gave a wrong result: {reason}. PyTorch's "
+            "own operators are used instead. Please run `batchnorm check-gpu --out check.json`, and send us the file.",
             RuntimeWarning,
             stacklevel=2,
         )
 
 
 def architecture(index: int = 0) -> str:
-    """Of a GPU: sm_90, gfx942."""
+    """A GPU's architecture, such as sm_90 or gfx942."""
     if torch.version.hip:
         return torch.cuda.get_device_properties(index).gcnArchName.partition(":")[0]
     major, minor = torch.cuda.get_device_capability(index)

@@ -1,4 +1,4 @@
-"""How a view is cut into programs and tiles: from its shape and strides alone, so that every GPU adds in one order."""
+"""How a view is cut into programs and tiles: by shape and strides only, so that every GPU adds in the same order."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _power(count: int) -> int:
 
 
 def ceil(count: int, size: int) -> int:
-    """How many of that size hold the count; triton.cdiv takes microseconds."""
+    """count / size, rounded up; triton.cdiv would take microseconds."""
     return -(-count // size)
 
 

@@ -133,7 +133,7 @@ class Walk:
 
 
 def track(statistics: Tensor, mean: Tensor, var: Tensor, momentum: float, unbiased: bool, skip_nonfinite: bool) -> None:
-    """Move the running statistics towards those."""
+    """Move the running statistics toward those."""
     channels = mean.numel()
     _merge.tracked[(ceil(channels, 128),)](
         statistics, mean, var, momentum, channels,

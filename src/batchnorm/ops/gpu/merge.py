@@ -185,7 +185,7 @@ def tracked(
     statistics, running_mean, running_var, momentum: tl.float64, channels,
     UNBIASED: tl.constexpr, SKIP: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The running statistics moved towards those."""
+    """The running statistics moved toward those."""
     c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     there = c < channels
     count = tl.load(statistics + c, there, 0.0)

@@ -119,7 +119,7 @@ def update_running_(
     running_mean: Tensor, running_var: Tensor, statistics: Tensor, momentum: float, unbiased: bool = True,
     skip_nonfinite: bool = False,
 ) -> None:  # fmt: skip
-    """The running statistics moved towards those."""
+    """The running statistics moved toward those."""
     with on(statistics):
         track(statistics, running_mean, running_var, momentum, unbiased, skip_nonfinite)
 

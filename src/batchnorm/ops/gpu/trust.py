@@ -1,9 +1,9 @@
-"""Kernels that no committed run has proved on such a machine check themselves.
+"""Kernels check themselves on machines where no committed run has proved them.
 
 A kernel is compiled for each `variant` of a call: its dtypes, layout, activation and operands. The first call of a
-variant computes a few of its channels on plain operators, too, and compares. That waits for the device once; while a
-CUDA graph is captured nothing can wait, and plain operators serve. What is not finite cannot be compared: after such a
-call the next one of the variant is checked, too.
+variant computes a few of its channels on plain operators, too, and compares. That waits for the device once. While a
+CUDA graph is captured nothing can wait, so plain operators serve. Values that are not finite cannot be compared: after
+such a call, the next call of the variant is checked too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .layout import outline
 Operator = Callable[[str, dict[str, Any]], Any]
 _MOVED = ("running_mean", "running_var", "batches")
 _COMPARED = 4  # channels
-# Of what is compared, relative to its largest value: some units in the last place, of which float32 has 24 bits.
+# Tolerance relative to the largest value: some units in the last place; float32 has 24 bits.
 _TOLERANCE = {torch.float64: 2.0**-40, torch.float32: 2.0**-16, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
 # relu, relu6, leaky_relu, elu, hardswish: where z is a rounding error from a kink, two right answers may differ by dy.
 _KINKED, _AT_KINKS, _SUMMED_AT_KINKS = (1, 2, 3, 4, 8), 1e-5, 64
@@ -40,7 +40,7 @@ def call(name: str, given: dict[str, Any], by_kernels: Operator, by_plain: Opera
         result = by_kernels(name, dict(given))
         wrong, all_compared = _difference(name, given, _flat(result), before, by_plain)
     except torch.OutOfMemoryError:
-        _restore(given, before)  # whoever frees memory calls again
+        _restore(given, before)  # the caller may free memory and call again
         raise
     except Exception as error:  # the compiler's and the driver's are of many types
         wrong = f"{name} raised {type(error).__name__}: {error}"
@@ -60,7 +60,7 @@ def _restore(given: dict[str, Any], before: dict[str, Tensor]) -> None:
 
 
 def variant(name: str, given: dict[str, Any]) -> tuple[Any, ...]:
-    """What a call's kernels are compiled for."""
+    """The properties of a call that its kernels are compiled for."""
     operands = tuple(
         value.dtype if isinstance(value, Tensor) else value
         for key, value in given.items()
@@ -136,7 +136,7 @@ class _Scales:
 
 
 def _largest(tensor: Tensor, few: dict[str, Any]) -> float:
-    """The largest magnitude of what is finite, and present: nobody knows what stands under a mask."""
+    """The largest finite magnitude, without what the mask leaves out, which may be anything."""
     counted, mask = tensor.isfinite(), few.get("mask")
     if mask is not None:
         counted = counted & mask.unsqueeze(1)

@@ -2,7 +2,7 @@
 
 folding      the tool and its report
 calls        which layer feeds which, by torch.fx
-neighbours   which layer a batch norm can be folded into, and why it cannot
+neighbors   which layer a batch norm can be folded into, and why it cannot
 weights      the arithmetic
 verify       the two models compared on example inputs
 """

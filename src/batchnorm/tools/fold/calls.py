@@ -24,10 +24,9 @@ _SHAPE = ("size", "dim", "ndimension", "numel", "element_size")
 class Calls:
     """Every call of a model's layers, as nodes of torch.fx graphs.
 
-    The model is traced as a whole. A module whose forward cannot be traced is taken as one call of unknown content
-    there, and each of its children is traced by itself, on the assumption that the forward runs its children whole:
-    what it does with a layer of its own remains unknown, what happens within a child of it (an nn.Sequential, a block)
-    is known.
+    The model is traced as a whole. A module whose forward cannot be traced counts as one call of unknown content, and
+    each of its children is traced by itself, on the assumption that the forward runs each child whole. What it does
+    with its own layers stays unknown; what happens within a child (an nn.Sequential, a block) is known.
 
     Attributes:
         of: the calls of each layer.
@@ -41,8 +40,8 @@ class Calls:
         self.module: dict[fx.Node, nn.Module] = {}
         self.unknown: dict[nn.Module, str] = {}
         self.read: set[Tensor] = set()
-        self._graphs: list[fx.Graph] = []  # else their nodes would go
-        # Tracing runs forwards, which may leave anything behind in their modules.
+        self._graphs: list[fx.Graph] = []  # keeps their nodes alive
+        # Tracing runs forwards, which may change their modules.
         twin = copied(model)
         self._real: dict[nn.Module, nn.Module] = dict(zip(twin.modules(), model.modules(), strict=True))
         tensors = zip((*twin.parameters(), *twin.buffers()), (*model.parameters(), *model.buffers()), strict=True)

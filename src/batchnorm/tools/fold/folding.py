@@ -1,4 +1,4 @@
-"""fold(): a model without the batch-norm layers that are only another scale and bias of the layer beside them."""
+"""fold(): a model whose batch norms are folded into the weights of neighboring layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from ...model.find import Found, bare, classes_of, find
 from ...model.run import copied
 from .calls import Calls
-from .neighbours import Stays, check, neighbour
+from .neighbors import Stays, check, neighbor
 from .verify import ranks_seen, verified
 from .weights import folded_into
 
@@ -25,10 +25,10 @@ class Folding:
     """What `fold` did.
 
     Attributes:
-        folded: of each batch-norm layer that is gone, the layer that does its work now.
-        refused: of each that is still there, why.
-        error: the largest absolute difference of the two models' outputs on the example inputs, over the largest
-            absolute value that the given model returned; None without any.
+        folded: for each removed batch-norm layer, the layer that does its work now.
+        refused: for each remaining one, the reason.
+        error: the largest absolute difference between the outputs of the two models on the example inputs, divided by
+            the largest absolute output of the given model; None without example inputs.
     """
 
     folded: dict[str, str] = field(default_factory=dict)
@@ -44,35 +44,35 @@ class Folding:
 
 
 def fold(model: Model, example_inputs: Any = None) -> Model:
-    """A copy of the model in which batch norms are folded into the layers beside them; the given model is untouched.
+    """Return a copy of the model with batch norms folded into the neighboring layers; the given model is not changed.
 
         conv(x) = W x + b, then bn(y) = s y + t:    W' = s W,  b' = s b + t       s = gamma / sqrt(running_var + eps)
         bn(x) = s x + t, then conv(y) = W y + b:    W' = W s,  b' = W t + b       t = beta - s * running_mean
 
     W' and b' are computed in float64 and rounded once, to the parameter's dtype. The layers are nn.Linear and the
     convolutions and transposed convolutions of 1 to 3 dimensions, in any number of groups, and subclasses that leave
-    their forward as it is. The batch norms are torch.nn's, ours, timm's BatchNormAct2d and frozen look-alikes. In place
-    of a layer that is folded there is an nn.Identity, or the activation that it ran itself: other names, other keys of
-    the state_dict, the model's class and its forward stay as they are.
+    their forward as it is. The batch norms are torch.nn's, ours, timm's BatchNormAct2d and frozen look-alikes. An
+    nn.Identity, or the activation that the layer ran itself, replaces a folded layer. All other names and state_dict
+    keys, the model's class and its forward stay as they are.
 
-    Who feeds whom is read off with torch.fx. Where a forward cannot be traced, its own layers stay, but the modules in
-    it are traced one by one, such as an nn.Sequential: it is assumed to run them whole. Arguments that have a default
-    are traced with it. A batch norm stays where folding would not be exact, such as before a convolution that pads with
-    zeros, and where it cannot be known to be.
+    torch.fx shows which layer feeds which. If a forward cannot be traced, the layers that it calls itself stay, and its
+    child modules are traced one by one, on the assumption that it runs each of them whole (an nn.Sequential, for
+    example). Arguments with a default are traced with that default. A batch norm stays if folding would not be exact,
+    for example before a convolution that pads with zeros, or is not known to be exact.
 
     Args:
-        model: in eval mode, or with its batch norms frozen; what is in train mode stays. Of a compiled model, or one in
-            DistributedDataParallel, the model inside is folded.
-        example_inputs: a tensor, a tuple of the forward's arguments, or a dict of them by name. With these the result
-            is compared with the model (both in float64 where they run in it), and the inputs' dimensions are known:
-            without, a BatchNorm1d beside an nn.Linear is taken to see (N, C).
+        model: in eval mode, or with frozen batch norms; a batch norm in train mode stays. For a compiled model, or one
+            in DistributedDataParallel, the inner model is folded.
+        example_inputs: a tensor, a tuple of the forward's arguments, or a dict of them by name. With these, the result
+            is compared with the model (both in float64 if they can run in it), and the dimensions of every input are
+            known. Without them, a BatchNorm1d beside an nn.Linear is assumed to get (N, C).
 
     Returns:
-        The copy. Its attribute `folding`, a `Folding`, says what was folded into what, and why the rest was not.
+        The copy. Its attribute `folding`, a `Folding`, lists what was folded into what, and why the rest was not.
 
     Raises:
-        RuntimeError: on the example inputs the copy computes something else.
-        ValueError: a deep copy of the model is another model.
+        RuntimeError: the copy's output differs on the example inputs.
+        ValueError: a deep copy of the model differs from the model.
 
     Warns:
         UserWarning: the model has no batch norm.
@@ -105,7 +105,7 @@ def fold(model: Model, example_inputs: Any = None) -> Model:
 
 
 def fold_in_place(model: nn.Module, ranks: Mapping[str, set[int]]) -> Folding:
-    """Fold what can be, in place. `ranks`: the numbers of dimensions that batch norms were seen to be given."""
+    """Fold what can be folded, in place. `ranks`: how many dimensions each batch norm's inputs were seen to have."""
     folding, calls = Folding(), Calls(model)
     names: dict[Any, str] = {module: name for name, module in model.named_modules()}
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values())
@@ -113,7 +113,7 @@ def fold_in_place(model: nn.Module, ranks: Mapping[str, set[int]]) -> Folding:
         layer, name, reasons = found.layer, found.name, []
         for before in (True, False):
             try:
-                other = neighbour(found, calls, before)
+                other = neighbor(found, calls, before)
                 check(found, other, calls, owners, before, ranks.get(name) or [_usual_rank(layer)])
                 weight, bias = folded_into(found, other, before)
                 if not (weight.isfinite().all() and bias.isfinite().all()):
@@ -135,7 +135,7 @@ def _usual_rank(layer: nn.Module) -> int:
 
 
 def _remove(found: Found, calls: Calls) -> None:
-    """Make the layer an Identity, or what it ran itself, as the same object: so it is, wherever it is referred to."""
+    """Turn the layer object itself into an Identity, or into what it ran, so that every reference sees the change."""
     layer, after = found.layer, found.adapter.after(found.layer)
     if not after:
         for node in calls.of.pop(layer):

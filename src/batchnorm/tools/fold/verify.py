@@ -30,19 +30,19 @@ def ranks_seen(model: nn.Module, inputs: Any) -> dict[str, set[int]]:
 
 
 def verified(model: nn.Module, folded: nn.Module, fold_in_place: Callable[[nn.Module], object], inputs: Any) -> float:
-    """The largest difference of the two models' outputs, over the largest output of the given; raises if it is wrong.
+    """Return the outputs' largest difference over the given model's largest output; raise if it is too large.
 
-    Rounding is next to nothing in float64, so there the folding is judged, by half of the digits: the rest is for what
-    the layers in between amplify. A forward that cannot run in float64 is judged by half the digits that it has. The
-    copies are judged in what they have of the model; so the folded copy is compared with the given model itself too, in
-    its own dtype, by a third of the digits, which folding in float32 keeps.
+    Folding is judged in float64, where rounding is negligible: half of the digits must agree, since the layers in
+    between amplify rounding. A forward that cannot run in float64 must agree in half the digits of its dtype. That
+    comparison uses copies of both models. So the folded copy is also compared with the given model itself, in its own
+    dtype, where a third of the digits must agree.
     """
     given = _outputs(model, inputs), _outputs(folded, inputs)
     error = _relative(*given, 1 / 3)
     try:
         wide, wide_inputs = copied(model).double(), _pytree.tree_map_only(Tensor, _widened, inputs)
         expected = _outputs(wide, wide_inputs)
-    except Exception:  # a forward that has a dtype of its own in it
+    except Exception:  # a forward with a fixed dtype in it
         return _relative(*given, 1 / 2)
     fold_in_place(wide)
     _relative(expected, _outputs(wide, wide_inputs), 1 / 2)
@@ -57,10 +57,10 @@ def _relative(expected: list[Tensor], found: list[Tensor], digits: float) -> flo
         error, tolerance = _difference(y, z) / (largest or 1.0), torch.finfo(y.dtype).eps ** digits
         if not error <= tolerance:
             raise RuntimeError(
-                f"the folded model's output is off by {error:.3g} of the largest output of the given model on the "
-                f"example inputs, of which rounding explains {tolerance:.3g} ({y.dtype}). Does some forward decide by "
-                "its arguments what it calls, or call a layer inside another module? Then fold the model's parts one "
-                "by one"
+                f"the folded model must compute what the given one does, but differs by {error:.3g} of the largest "
+                f"output on the example inputs; rounding explains {tolerance:.3g} ({y.dtype}). Does a forward use "
+                "its arguments to choose what it calls, or call a layer inside another module? Then fold the model's "
+                "parts one by one"
             )
         errors.append(error)
     return max(errors)
@@ -69,7 +69,7 @@ def _relative(expected: list[Tensor], found: list[Tensor], digits: float) -> flo
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     """The floating-point tensors that the model returns; it is left as it was."""
     args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
-    # What is left to chance is the same each time, for the random state is afterwards as it was.
+    # Both models draw the same random numbers, because the random state is restored.
     with undisturbed(model):
         y = model(*((args,) if isinstance(args, Tensor) else args), **kwargs)
     return [t.clone() for t in _pytree.tree_leaves(y) if isinstance(t, Tensor) and t.is_floating_point()]

@@ -14,7 +14,7 @@ TAKES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 def folded_into(found: Found, other: Any, before: bool) -> tuple[nn.Parameter, nn.Parameter]:
-    """Weight and bias of the other layer with this one folded in, of which `before` says whether it is before it."""
+    """Weight and bias of the other layer with this batch norm folded in; `before`: the other layer comes before it."""
     scale, shift = scale_and_shift(found)
     old, groups, transposed = other.weight, getattr(other, "groups", 1), isinstance(other, TRANSPOSED)
     w = _exact(old).view(groups, old.size(0) // groups, old.size(1), -1)
@@ -23,7 +23,7 @@ def folded_into(found: Found, other: Any, before: bool) -> tuple[nn.Parameter, n
     channels = (groups, -1, 1, 1) if before != transposed else (groups, 1, -1, 1)
     if before:
         b = b * scale + shift
-    elif transposed:  # where an output lies decides which weights reach it, so the shift has to be 0
+    elif transposed:  # the position of an output decides which weights reach it, so the shift has to be 0
         b = b.expand(other.out_channels)
     else:
         b = b + (w * shift.view(channels)).sum((2, 3)).flatten()
@@ -50,7 +50,7 @@ def computes_as_torchs(other: nn.Module) -> bool:
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    # On the CPU, for not every device has float64.
+    # On the CPU, because not every device has float64.
     return tensor.detach().to("cpu", torch.float64)
 
 

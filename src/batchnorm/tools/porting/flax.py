@@ -20,21 +20,21 @@ def from_flax(
     epsilon: float = 1e-5,
     channel_dim: int | None = None,
 ) -> BatchNorm1d | BatchNorm2d | BatchNorm3d:
-    """A layer of ours that does what flax.linen.BatchNorm or flax.nnx.BatchNorm does, in eval mode and in training.
+    """Return a layer of ours that computes what flax.linen.BatchNorm or flax.nnx.BatchNorm does, also in training.
 
         running = momentum * running + (1 - momentum) * measured     with the biased variance
 
-    So Flax's momentum is our decay, 1 - PyTorch's momentum; its variance is divided by n where PyTorch's running one is
-    divided by n - 1; its channels are last. Its use_fast_variance (the default there) computes E[x^2] - E[x]^2, which
-    loses digits where a channel's mean is large beside its deviation: there ours is what use_fast_variance=False gives.
+    Flax's momentum is our decay, 1 - PyTorch's momentum. Its running variance is divided by n, PyTorch's by n - 1. Its
+    channels are last. Its use_fast_variance (the default there) computes E[x^2] - E[x]^2, which loses digits where a
+    channel's mean is large beside its deviation: our layer computes what use_fast_variance=False gives.
 
     Args:
         params: the layer's own dict: "scale" and "bias", where it has them. Arrays of JAX, NumPy or PyTorch, or
             flax.nnx's variables.
         batch_stats: its "mean" and "var"; None where they are in `params` too, as in flax.nnx.
-        ndim: of the input, batch and channels included, 2 to 5.
+        ndim: dimensions of the input, batch and channels included, 2 to 5.
         axis, momentum, epsilon: as the Flax layer was built; the defaults are Flax's.
-        channel_dim: where the channels are, if not where Flax has them: 1 for PyTorch's (N, C, H, W).
+        channel_dim: the dimension of the channels, if it differs from Flax's: 1 for PyTorch's (N, C, H, W).
 
     Raises:
         ValueError: vectors that are missing, unknown or of different sizes.
@@ -67,14 +67,14 @@ class FlaxVariables(NamedTuple):
 
 
 def to_flax(layer: BatchNorm, *, axis: int | None = None) -> FlaxVariables:
-    """What makes a Flax layer that does what this one does.
+    """Return the variables and arguments of a Flax layer that computes what this one does.
 
     Args:
         layer: a batch norm, torch.nn's or ours.
-        axis: where the channels will be, if not where the layer has them: -1 for Flax's (N, H, W, C).
+        axis: the channels' dimension in Flax, if it differs from the layer's: -1 for Flax's (N, H, W, C).
 
     Warns:
-        UserWarning: in training Flax will do something else, above all track the biased variance.
+        UserWarning: Flax will differ in training, mainly because it tracks the biased variance.
 
     Raises:
         ValueError: the layer has an activation fused, no running statistics, or momentum=None.

@@ -22,32 +22,31 @@ _ORDER = ("gamma", "beta", "moving_mean", "moving_variance")
 def from_keras(
     layer: Any, *, ndim: int | None = None, channel_dim: int | None = None, **config: Any
 ) -> BatchNorm1d | BatchNorm2d | BatchNorm3d:
-    """A layer of ours that does what Keras's BatchNormalization does, in eval mode and step for step in training.
+    """Return a layer of ours that computes what Keras's BatchNormalization does, in eval and step for step in training.
 
         running = momentum * running + (1 - momentum) * measured     with the biased variance
 
-    So Keras's momentum is our decay, 1 - PyTorch's momentum; its variance is divided by n where PyTorch's running one
-    is divided by n - 1; its eps is 1e-3 where PyTorch's is 1e-5; its channels are last. All this is taken over. A layer
-    with trainable=False is frozen: see `freeze`.
+    Keras's momentum is our decay, 1 - PyTorch's momentum. Its running variance is divided by n, PyTorch's by n - 1. Its
+    default eps is 1e-3, PyTorch's 1e-5. Its channels are last. The layer has all of these. A layer with trainable=False
+    is frozen: see `freeze`.
 
     Args:
-        layer: a BatchNormalization layer that has seen an input; or what it consists of, as a dict with "config" (of
-            get_config()) and "weights" (of get_weights()); or a dict of the vectors: gamma, beta, moving_mean,
-            moving_variance, the first two where there are any. Names may have a path before them and ":0" after.
-        ndim: of the input, batch and channels included; a layer that has seen one knows it.
-        channel_dim: where the channels are, if not where Keras has them: 1 for PyTorch's (N, C, H, W).
-        config: in place of what the layer's config says or, where there is none, of Keras's defaults: axis, momentum,
-            epsilon, center, scale, synchronized, trainable, renorm, renorm_clipping, renorm_momentum, or TensorFlow's
-            virtual_batch_size.
+        layer: a BatchNormalization layer that has seen an input; or a dict with its "config" (from get_config()) and
+            "weights" (from get_weights()); or a dict of the vectors gamma, beta, moving_mean and moving_variance (gamma
+            and beta only if the layer has them). Names may start with a path and end with ":0".
+        ndim: dimensions of the input, batch and channels included; a layer that has seen an input knows it.
+        channel_dim: the dimension of the channels, if it differs from Keras's: 1 for PyTorch's (N, C, H, W).
+        config: overrides the layer's config or, without one, Keras's defaults: axis, momentum, epsilon, center, scale,
+            synchronized, trainable, renorm, renorm_clipping, renorm_momentum, or TensorFlow's virtual_batch_size.
 
     Warns:
-        UserWarning: in training ours will differ, in eval mode it is the same: the layer has a virtual_batch_size; or
-            renorm=True, and the averages that Keras renormalizes with are not among the vectors, or rmin is not
-            1 / rmax. Or the config has regularizers, constraints, or entries that nobody knows, which are passed over.
+        UserWarning: our layer will differ in training, though not in eval: the layer has a virtual_batch_size; or
+            renorm=True, and the vectors lack the averages that Keras renormalizes with, or rmin is not 1 / rmax. Or the
+            config has regularizers, constraints or unknown entries, which are ignored.
 
     Raises:
         ValueError: vectors that are missing, unknown or of different sizes; no ndim; several axes of channels.
-        TypeError: the layer is none of these; or an argument that is no entry of the config.
+        TypeError: `layer` is none of these; or an argument is not an entry of the config.
 
     Example:
         >>> arrays = {"gamma": [1.0, 2.0], "moving_mean": [5.0, 6.0], "moving_variance": [1.0, 4.0]}
@@ -86,21 +85,21 @@ def from_keras(
 
 
 def from_keras_model(model: Any, **options: Any) -> dict[str, BatchNorm1d | BatchNorm2d | BatchNorm3d]:
-    """Every BatchNormalization layer of a Keras model, by its path in it, as layers of ours.
+    """Return every BatchNormalization layer of a Keras model as a layer of ours, by its path in the model.
 
-    A file is read without Keras, and nothing that is in it is run: its config is JSON, and its weights are HDF5.
+    A file is read without Keras, and no code in it runs: its config is JSON, and its weights are HDF5.
 
     Args:
         model: a Keras model; or the path of a .keras, .h5 or .hdf5 file that its save() wrote, of Keras 2 or 3, which
             needs h5py (`pip install 'batchnorm[keras]'`).
-        options: of `from_keras`, for all layers; with `ndim` where the file does not tell it.
+        options: of `from_keras`, for all layers; `ndim` if the file does not tell it.
 
     Warns:
-        UserWarning: there is none; or the file has vectors of others in layers of a class of one's own.
+        UserWarning: there is none; or the file has vectors that look like batch norms in layers of a custom class.
 
     Raises:
         ModuleNotFoundError: a path, and h5py is not installed.
-        ValueError: the file is no such file, or has not the weights of a layer.
+        ValueError: the file is not such a file, or lacks the weights of a layer.
     """
     if isinstance(model, (str, os.PathLike)):
         stored = read(model)
@@ -127,7 +126,7 @@ class KerasLayer(NamedTuple):
     weights: list[Any]
 
     def layer(self, ndim: int) -> Any:
-        """The layer itself, for inputs of so many dimensions; needs Keras."""
+        """Build the layer for inputs with `ndim` dimensions; needs Keras."""
         import keras  # pyright: ignore[reportMissingImports]
 
         layer = keras.layers.BatchNormalization(**self.config)
@@ -139,14 +138,14 @@ class KerasLayer(NamedTuple):
 
 
 def to_keras(layer: BatchNorm, *, axis: int | None = None) -> KerasLayer:
-    """What makes a Keras layer that does what this one does; `to_keras(layer).layer(ndim)` makes it.
+    """Return what makes a Keras layer that computes what this one does; `to_keras(layer).layer(ndim)` builds it.
 
     Args:
         layer: a batch norm, torch.nn's or ours.
-        axis: where the channels will be, if not where the layer has them: -1 for Keras's (N, H, W, C).
+        axis: the channels' dimension in Keras, if it differs from the layer's: -1 for Keras's (N, H, W, C).
 
     Warns:
-        UserWarning: in training Keras will do something else, above all track the biased variance.
+        UserWarning: Keras will differ in training, mainly because it tracks the biased variance.
 
     Raises:
         ValueError: the layer has an activation fused, no running statistics, or momentum=None.
@@ -195,9 +194,7 @@ def _renorm(config: Mapping[str, Any], named: Mapping[str, Any]) -> Renorm | Non
     reciprocal = math.isclose(limits["rmin"], 1 / limits["rmax"], rel_tol=1e-6)
     if not (reciprocal and set(AVERAGES) <= set(named)):
         why = f"it has no {', '.join(AVERAGES)}" if reciprocal else "it clips r at 1 / rmax below, whatever rmin is"
-        warnings.warn(
-            f"in training this layer will differ from Keras's, for {why}; the same in eval mode", stacklevel=3
-        )
+        warnings.warn(f"this layer will differ from Keras's in training, but not in eval mode: {why}", stacklevel=3)
     return Renorm(limits["rmax"], limits["dmax"])
 
 

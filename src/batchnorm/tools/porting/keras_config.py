@@ -35,15 +35,15 @@ def complete(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
             raise TypeError(f"from_keras() has no argument {name!r}; {meant or 'it has ' + ', '.join(_DEFAULTS)}")
     unknown = sorted(config.keys() - known)
     if unknown:
-        _warn(f"entries of the config that no BatchNormalization of Keras has are passed over: {', '.join(unknown)}")
+        _warn(f"config entries that Keras's BatchNormalization does not have are ignored: {', '.join(unknown)}")
     config = {**_DEFAULTS, **config, **given}
     left = [name for name in _OF_TRAINING if config.get(name) is not None]
     if left:
-        _warn(f"not taken over, for they are not the layer's in PyTorch: {', '.join(left)}")
+        _warn(f"ignored, because in PyTorch they do not belong to the layer: {', '.join(left)}")
     if config["virtual_batch_size"]:
         _warn(
-            f"virtual_batch_size={config['virtual_batch_size']} is taken over, but the running variance will follow "
-            "that of the whole batch, where TensorFlow's follows the mean of the parts'; the same in eval mode"
+            f"virtual_batch_size={config['virtual_batch_size']} is kept, but the running variance will follow "
+            "that of the whole batch, and TensorFlow's follows the mean of the parts'; eval mode is the same"
         )
     return {**config, "axis": _one_axis(config["axis"])}
 
@@ -59,4 +59,4 @@ def _one_axis(axis: Any) -> int:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=4)  # at the line that calls from_keras
+    warnings.warn(message, stacklevel=4)  # points at the call of from_keras

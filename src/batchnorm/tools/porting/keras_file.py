@@ -16,7 +16,7 @@ import numpy as np
 from .keras_rank import children, input_ranks, name_in_model
 
 _KIND = "BatchNormalization"
-_LARGEST = 1 << 24  # channels: no layer has so many, and a file may say anything
+_LARGEST = 1 << 24  # channels: more than any layer has; a file may claim anything
 
 
 class Stored(NamedTuple):
@@ -68,7 +68,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
 def _not_saved_by_keras(path: Any, what: str) -> ValueError:
     return ValueError(
         f"expected a .keras or .h5 file, as model.save() of Keras writes it, but {os.fspath(path)} is {what}; else "
-        "load it with Keras and pass the model, or give from_keras() the vectors of each layer"
+        "load it with Keras and pass the model, or pass the vectors of each layer to from_keras()"
     )
 
 
@@ -172,7 +172,7 @@ def _inside(group: Any, path: str) -> Any:
     """What is in the group under this path; None if nothing.
 
     Raises:
-        ValueError: it is elsewhere: HDF5 can refer to other files, and what they hold is nobody's layer.
+        ValueError: it is a link. HDF5 can refer to other files, which are not part of the layer.
     """
     import h5py
 
@@ -181,7 +181,7 @@ def _inside(group: Any, path: str) -> Any:
         if link is None:
             return None
         if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{path} is a link out of the layer, which no file of Keras has")
+            raise ValueError(f"{path} links outside of its layer, which Keras never writes")
         group = group[part]
     return group
 
@@ -189,9 +189,9 @@ def _inside(group: Any, path: str) -> Any:
 def _vector(group: Any, name: str) -> np.ndarray:
     array = _inside(group, name)
     if getattr(array, "shape", None) is None or array.external or array.is_virtual:
-        raise ValueError(f"{name} is no array that is in the file")
+        raise ValueError(f"{name} is not an array in the file")
     if array.ndim != 1 or array.size > _LARGEST:
-        raise ValueError(f"{name} should be a vector of channels, but is of {array.shape}")
+        raise ValueError(f"{name} should be a vector, one number per channel, but has shape {array.shape}")
     if _text(array.attrs.get("dtype", "")) == "bfloat16":  # which HDF5 does not have
         return (array[()].view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return array[()]

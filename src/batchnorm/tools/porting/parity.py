@@ -1,4 +1,4 @@
-"""check(): a layer compared with its original, and which convention may be the one that was mistaken."""
+"""check(): compare a layer with its original, and name the convention that may be wrong."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class Parity:
 
     Attributes:
         layer: its name.
-        error: the largest absolute difference of any output, in training and in eval mode.
+        error: the largest absolute difference between outputs, in training and in eval mode.
         tolerance: what rounding explains.
-        explanation: where the error is beyond it, the mistaken convention, or two, with which it would be within it.
+        explanation: if the error is larger, the one or two conventions whose change would bring it within the
+            tolerance.
     """
 
     layer: str
@@ -58,20 +59,21 @@ class ParityTable(list[Parity]):
 
 
 def check(layer: Any, reference: Any, x: Any, *, training: Any = ()) -> ParityTable:
-    """Compare layers with their originals: batch by batch in training, if there are any, then in eval mode.
+    """Compare layers with their originals: batch by batch in training, if batches are given, then in eval mode.
 
-    Of the conventions (momentum or decay, eps, the variance tracked biased or not, the axis, gamma and beta in the
-    other order, the mode), those one or two are named which, were they otherwise in the layer, would make it agree.
+    If they differ, name the one or two conventions whose change in the layer would make them agree: momentum or decay,
+    eps, biased or unbiased running variance, axis, order of gamma and beta, mode.
 
     Args:
-        layer: a batch norm; or several by name. Copies are used, so they stay as they are.
-        reference: the original: a function of (x, training) such as a Keras layer, called with each batch of `training`
-            and then with x, and trained by that; or, without `training`, the output it had for x. Several by name.
-        x: what both are given in eval mode, an array or tensor. Several by name.
-        training: batches, enough for the running statistics to show how they are tracked. Several by name.
+        layer: a batch norm, or several by name. Copies are used, so they are not changed.
+        reference: the original, a function of (x, training) such as a Keras layer. It is called with each batch of
+            `training`, which trains it, and then with x. Without `training` it may be the original's output for x.
+            Several by name.
+        x: the input for both in eval mode, an array or tensor. Several by name.
+        training: batches; enough of them to show how the running statistics are tracked. Several by name.
 
     Returns:
-        One row a layer, printed as a table.
+        One row per layer; prints as a table.
 
     Raises:
         KeyError: with several layers, a reference or input is missing.
@@ -112,7 +114,7 @@ def _compare(name: str, layer: BatchNorm, reference: Any, x: Any, training: Sequ
                 explained.append(" and ".join(words for words, _ in some))
         if explained:
             return Parity(name, error, tolerance, f"it would agree with {', or '.join(explained)}")
-    return Parity(name, error, tolerance, "no one or two conventions explain it")
+    return Parity(name, error, tolerance, "no change of one or two conventions explains it")
 
 
 def _otherwise(layer: BatchNorm, x: Tensor) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -133,7 +135,7 @@ def _otherwise(layer: BatchNorm, x: Tensor) -> Iterator[tuple[str, dict[str, Any
             yield f"channel_dim={dim}", {"channel_dim": dim}
     if layer.weight is not None and layer.bias is not None:
         yield "gamma and beta exchanged", {"weight": layer.bias, "bias": layer.weight}
-    yield "train mode (the original normalises with the batch)", {"running_mean": None, "running_var": None}
+    yield "train mode (the original normalizes with the batch)", {"running_mean": None, "running_var": None}
 
 
 @torch.no_grad()
@@ -168,13 +170,13 @@ def _tolerance(layer: BatchNorm, expected: Batches, given: Batches) -> float:
     if layer.weight is not None:
         gain = gain * layer.weight.abs().double()
     scale = max(map(_largest, expected)) + _largest(gain) * max(map(_largest, given))
-    cancelled = 0.0
+    canceled = 0.0
     for batch in given[:-1]:
         dim = option(layer, "channel_dim", 1) % batch.dim()
         var, mean = torch.var_mean(batch.double(), [d for d in range(batch.dim()) if d != dim], correction=0)
-        cancelled = max(cancelled, _largest(mean.square() / (var + layer.eps)))
+        canceled = max(canceled, _largest(mean.square() / (var + layer.eps)))
     steps = min(len(given) - 1, 1 / layer.momentum if layer.momentum else 0)
-    return 8 * eps * (scale * (1 + math.sqrt(steps)) + cancelled * max(map(_largest, expected)))
+    return 8 * eps * (scale * (1 + math.sqrt(steps)) + canceled * max(map(_largest, expected)))
 
 
 def _largest(tensor: Tensor) -> float:

@@ -23,13 +23,13 @@ _CLASSES = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}
 
 @dataclass(frozen=True)
 class Values:
-    """A batch norm of Keras or Flax: both track the biased variance, and both call decay momentum.
+    """A batch norm of Keras or Flax. Both track the biased variance, and both use "momentum" for the decay.
 
     Attributes:
         gamma, beta, mean, var: (C,); gamma and beta may be None.
         axis: where the channels are.
         decay: of the running statistics, 1 - PyTorch's momentum.
-        trainable: False for a layer that always normalises with its running statistics and learns nothing.
+        trainable: False for a layer that always normalizes with its running statistics and learns nothing.
     """
 
     gamma: Any
@@ -45,18 +45,18 @@ class Values:
     virtual_batch_size: int | None = None
 
     def layer(self, ndim: int | None, channel_dim: int | None) -> BatchNorm1d | BatchNorm2d | BatchNorm3d:
-        """A layer of ours that does what the original does."""
+        """A layer of ours that computes what the original does."""
         arrays = {name: array_of(name, getattr(self, name)) for name in ("gamma", "beta", "mean", "var")}
         for name in ("mean", "var"):
             if arrays[name] is None:
-                raise ValueError(f"a batch norm has running statistics, but there is no {name}")
+                raise ValueError(f"a batch norm needs running statistics, but {name} is missing")
         sizes = {name: array.shape for name, array in arrays.items() if array is not None}
         if len(set(sizes.values())) > 1 or any(len(shape) != 1 for shape in sizes.values()):
-            raise ValueError(f"expected vectors with one value a channel, but got {sizes}")
+            raise ValueError(f"expected vectors with one value per channel, but got {sizes}")
         if ndim not in _CLASSES:
             raise ValueError(
                 f"ndim must be the number of dimensions of the input, from 2 to 5, but got {ndim}: it says whether the "
-                "layer is a BatchNorm1d, 2d or 3d, and cannot be seen from the vectors"
+                "layer is a BatchNorm1d, 2d or 3d, which the vectors do not show"
             )
         wide = any(array.dtype == torch.float64 for array in arrays.values() if array is not None)
         layer = _CLASSES[ndim](
@@ -83,11 +83,11 @@ class Values:
 
 
 def values_of(layer: BatchNorm, axis: int | None, library: str) -> Values:
-    """What there is to give to another library, as NumPy arrays; warns of what it does differently in training."""
+    """The layer's values as NumPy arrays; warns about what the other library does differently in training."""
     if layer.running_mean is None or layer.running_var is None:
         raise ValueError(f"{library}'s layer has running statistics: build the layer with track_running_stats=True")
     if layer.momentum is None:
-        raise ValueError(f"{library} has no cumulative average: set the layer's momentum to a number before porting it")
+        raise ValueError(f"{library} has no cumulative average, momentum=None: set the layer's momentum to a number")
     activation = option(layer, "activation", None)
     if activation is not None and activation.name != "none":
         raise ValueError(
@@ -99,7 +99,7 @@ def values_of(layer: BatchNorm, axis: int | None, library: str) -> Values:
         differences.append("tracks the biased variance, this layer the unbiased")
     differences += [f"is without {name}" for name in ("renorm", "virtual_batch_size") if option(layer, name, None)]
     if differences and not frozen:
-        warnings.warn(f"the same in eval mode; in training {library} {', and '.join(differences)}", stacklevel=3)
+        warnings.warn(f"eval mode is the same, but in training {library} {', and '.join(differences)}", stacklevel=3)
     arrays = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
     return Values(
         *(None if t is None else t.detach().cpu().numpy().copy() for t in arrays),
@@ -112,19 +112,19 @@ def values_of(layer: BatchNorm, axis: int | None, library: str) -> Values:
 
 
 def load(model: Model, sources: Mapping[str, BatchNorm]) -> Model:
-    """Give a model's batch norms the values and conventions of others, in place; returns the model.
+    """Copy values and conventions of other layers into a model's batch norms, in place; returns the model.
 
-    Values are gamma, beta and the running statistics; conventions are eps, momentum and whether the variance is tracked
-    biased or not. Where the channels are stays as it is in the model.
+    Values are gamma, beta and the running statistics. Conventions are eps, momentum, and whether the running variance
+    is biased. The dimension of the channels stays as it is in the model.
 
     Args:
         model: with batch norms of ours: `convert` makes torch.nn's so.
-        sources: of each layer's name in the model, a layer to take all this from, such as `from_keras` returns.
+        sources: for each layer's name in the model, the layer to copy from, for example from `from_keras`.
 
     Raises:
         AttributeError: the model has no module of that name.
-        ValueError: a layer is not of ours, or of another number of channels, or has no gamma or beta where the source
-            has one, or the other way round. Nothing has been changed then.
+        ValueError: a layer is not ours, or its number of channels differs, or only one of layer and source has gamma or
+            beta. The model is then unchanged.
 
     Example:
         >>> model = bn.convert(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
@@ -140,7 +140,7 @@ def load(model: Model, sources: Mapping[str, BatchNorm]) -> Model:
             )
         shapes = [{k: tuple(v.shape) for k, v in layer.state_dict().items()} for layer in (layers[name], source)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"{name} has {shapes[0]}, but what is to be loaded has {shapes[1]}")
+            raise ValueError(f"{name} has {shapes[0]}, but its source has {shapes[1]}")
     for name, source in sources.items():
         layers[name].load_state_dict(source.state_dict())
         for convention in ("eps", "momentum", "unbiased"):
@@ -156,5 +156,5 @@ def array_of(name: str, value: Any) -> Tensor | None:
     wide = getattr(value, "dtype", None) in (torch.float64, np.float64)  # not a list's, which says nothing
     array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
-        raise ValueError(f"{name} should be numbers, but is of {array.dtype}")
+        raise ValueError(f"{name} should hold numbers, but has dtype {array.dtype}")
     return torch.from_numpy(array.astype(np.float64 if wide else np.float32))

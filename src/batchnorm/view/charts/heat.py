@@ -8,7 +8,7 @@ import altair as alt
 
 from .panels import cursor, x_step
 
-# quantity of view.heat: the role whose colour it has, what a cell says, and its scale
+# quantity of view.heat: the role whose color it has, what a cell says, and its scale
 MAPS: dict[str, tuple[str, str, Any]] = {
     "spread": ("measured", "std of the batch mean from batch to batch, in standard deviations of the batch", "sqrt"),
     "gamma": ("learned", "median of |γ| over the channels", "linear"),

@@ -70,15 +70,15 @@ def broken(trace: alt.Data, role: str) -> alt.Chart:
     return chart.mark_point(style="broken").encode(x=x_step(), y=alt.value("height"), tooltip=["step:Q", "broken:N"])
 
 
-def _reach(data: alt.Data, centre: str, spread: str) -> alt.Chart:
-    """Return the data with lo, hi = centre -+ spread, null where either is: null counts as 0 in Vega's arithmetic."""
-    valid = f"isValid(datum.{centre}) && isValid({spread})"
+def _reach(data: alt.Data, center: str, spread: str) -> alt.Chart:
+    """Return the data with lo, hi = center -+ spread, null where either is: null counts as 0 in Vega's arithmetic."""
+    valid = f"isValid(datum.{center}) && isValid({spread})"
     return alt.Chart(data).transform_calculate(
-        lo=f"{valid} ? datum.{centre} - {spread} : null", hi=f"{valid} ? datum.{centre} + {spread} : null"
+        lo=f"{valid} ? datum.{center} - {spread} : null", hi=f"{valid} ? datum.{center} + {spread} : null"
     )
 
 
-# role: centre, spread (a Vega expression), title of the y-axis
+# role: center, spread (a Vega expression), title of the y-axis
 _STD = "(isValid(datum.batch_var) ? sqrt(datum.batch_var) : null)"
 _SCALE = "(isValid(datum.gamma) ? abs(datum.gamma) : null)"
 _ROLES = {
@@ -88,20 +88,20 @@ _ROLES = {
 
 
 def _panel(role: str, trace: alt.Data, probes: alt.Data | None, width: int, height: int) -> alt.LayerChart:
-    """Return the ribbon centre ± spread over the steps, with the chosen step standing out."""
-    centre, spread, title = _ROLES[role]
-    base = _reach(trace, centre, spread).encode(x=x_step())
+    """Return the ribbon center ± spread over the steps, with the chosen step standing out."""
+    center, spread, title = _ROLES[role]
+    base = _reach(trace, center, spread).encode(x=x_step())
     y = alt.Y("lo:Q", title=title, axis=y_axis(), scale=alt.Scale(zero=False))
-    tooltip = [alt.Tooltip("step:Q"), *(alt.Tooltip(f"{f}:Q", format=".4g") for f in (centre, "lo", "hi"))]
+    tooltip = [alt.Tooltip("step:Q"), *(alt.Tooltip(f"{f}:Q", format=".4g") for f in (center, "lo", "hi"))]
     # Batches stand apart: dots on a jagged ribbon. What is learned is carried over from step to step: a line.
     measured = role == "measured"
     ribbon = base.mark_area(style=f"{role}-ribbon", interpolate="step" if measured else "linear").encode(y, y2="hi:Q")
     middle = base.mark_circle(style=f"{role}-dot") if measured else base.mark_line(style=f"{role}-line")
     chosen = [base.transform_filter("datum.step === step && batch === 0")]
     if probes is not None:
-        other = _reach(probes, centre, spread).transform_filter("datum.step === probe && datum.batch === batch")
+        other = _reach(probes, center, spread).transform_filter("datum.step === probe && datum.batch === batch")
         chosen.append(other.encode(x=alt.XDatum(alt.expr("step"), type="quantitative")))
-    layers: list[Any] = [ribbon, middle.encode(y=f"{centre}:Q", tooltip=tooltip)]
+    layers: list[Any] = [ribbon, middle.encode(y=f"{center}:Q", tooltip=tooltip)]
     if not measured:
         layers.append(level(-1, 0, 1))
     if measured:
@@ -109,7 +109,7 @@ def _panel(role: str, trace: alt.Data, probes: alt.Data | None, width: int, heig
     layers += [broken(trace, role), cursor()]
     for now in chosen:
         layers.append(now.mark_rule(style=f"{role}-reach").encode(y="lo:Q", y2="hi:Q"))
-        layers.append(now.mark_point(style=f"{role}-now").encode(y=f"{centre}:Q"))
+        layers.append(now.mark_point(style=f"{role}-now").encode(y=f"{center}:Q"))
     if not measured:
         layers += [*_pushes(base), *_would()]
     return alt.layer(*layers).properties(width=width, height=height)
@@ -140,17 +140,17 @@ def _would() -> list[alt.Chart]:
 
 def _strip(role: str, probes: alt.Data, height: int) -> alt.LayerChart:
     """Return the probe batches of the probed step nearest to the chosen one: the same weights, other batches."""
-    centre, spread, _ = _ROLES[role]
+    center, spread, _ = _ROLES[role]
     chosen = "datum.batch === batch"
-    base = _reach(probes, centre, spread).transform_filter("datum.step === probe")
+    base = _reach(probes, center, spread).transform_filter("datum.step === probe")
     base = base.encode(
         x=alt.X("batch:O", title=None, axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         opacity=alt.condition(f"batch === 0 || {chosen}", alt.value(1), alt.value(0.35)),
     )
     y = alt.Y("lo:Q", title=None, axis=alt.Axis(labels=False, minExtent=0))
-    tooltip = [alt.Tooltip("batch:O"), *(alt.Tooltip(f"{f}:Q", format=".4g") for f in (centre, "lo", "hi"))]
+    tooltip = [alt.Tooltip("batch:O"), *(alt.Tooltip(f"{f}:Q", format=".4g") for f in (center, "lo", "hi"))]
     dot = base.mark_point(style=f"{role}-now").encode(
-        y=f"{centre}:Q", tooltip=tooltip, size=alt.condition(chosen, alt.value(110), alt.value(45))
+        y=f"{center}:Q", tooltip=tooltip, size=alt.condition(chosen, alt.value(110), alt.value(45))
     )
     # The probe's step, not the cursor's: whoever moves the slider stays with the nearest step that was probed.
     words = alt.ExprRef("['other batches,', 'weights of step ' + format(probe, ',')]")

@@ -1,7 +1,7 @@
-"""Colours and line styles: blue is measured, vermilion is learned, grey dashes are tracked, green is a gradient.
+"""Colors and line styles: blue is measured, vermilion is learned, gray dashes are tracked, green is a gradient.
 
-Charts name a style ("measured-dot"), never a colour; `config` turns a palette into Vega-Lite's configuration, so one
-chart serves light, dark, paper and screen. The colours are Okabe and Ito's, which readers with any colour vision can
+Charts name a style ("measured-dot"), never a color; `config` turns a palette into Vega-Lite's configuration, so one
+chart serves light, dark, paper and screen. The colors are Okabe and Ito's, which readers with any color vision can
 tell apart; dots, dashes and solid lines say the same again.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of one appearance of the page."""
+    """The colors of one appearance of the page."""
 
     measured: str
     learned: str
@@ -81,14 +81,14 @@ def config(palette: Palette) -> dict[str, Any]:
     for role in ("measured", "learned", "gradient", "tracked"):
         style[f"{role}-cell"] = {"color": getattr(palette, role)}
     for role in ("measured", "learned", "gradient"):
-        colour = getattr(palette, role)
+        color = getattr(palette, role)
         style |= {
-            f"{role}-ribbon": {"color": colour, "opacity": 0.2},
-            f"{role}-band": {"color": colour, "opacity": 0.35},
-            f"{role}-line": {"color": colour, "strokeWidth": 2},
-            f"{role}-dot": {"color": colour, "size": 9, "opacity": 0.9},
-            f"{role}-reach": {"color": colour, "strokeWidth": 3},
-            f"{role}-now": {"color": colour, "filled": True, "opacity": 1, "size": 90},
+            f"{role}-ribbon": {"color": color, "opacity": 0.2},
+            f"{role}-band": {"color": color, "opacity": 0.35},
+            f"{role}-line": {"color": color, "strokeWidth": 2},
+            f"{role}-dot": {"color": color, "size": 9, "opacity": 0.9},
+            f"{role}-reach": {"color": color, "strokeWidth": 3},
+            f"{role}-now": {"color": color, "filled": True, "opacity": 1, "size": 90},
         }
     style["gradient-line"] |= {"strokeWidth": 1.2}
     text = {"labelColor": palette.muted, "titleColor": palette.muted}

@@ -19,27 +19,27 @@ class Stays(Exception):
     """Why a layer cannot be folded."""
 
 
-def neighbour(found: Found, calls: Calls, before: bool) -> nn.Module:
-    """The layer before it that feeds this one and nothing else, or the one after it that nothing else feeds.
+def neighbor(found: Found, calls: Calls, before: bool) -> nn.Module:
+    """The previous layer, if it feeds only this one; or the next layer, if only this one feeds it.
 
     Raises:
         Stays: there is no such layer, or this one is not in a state to be folded.
     """
     layer = found.layer
     if not found.adapter.exact:
-        raise Stays(f"{found.kind} is a class of its own, which may compute something else")
+        raise Stays(f"{found.kind} is an unknown class, which may compute something else")
     if is_lazy(layer):
         raise Stays("it is lazy and has not seen an input yet")
     if layer.training and found.adapter.learns:
-        raise Stays("it is in train mode, where it normalises with each batch: call eval(), or freeze it")
+        raise Stays("it is in train mode, so it normalizes with each batch: call eval(), or freeze it")
     if not found.adapter.tracks(layer):
-        raise Stays("it has no running statistics, so it normalises with each batch in eval mode too")
+        raise Stays("it has no running statistics, so it normalizes with each batch in eval mode too")
     if layer in calls.unknown:
         raise Stays(f"its calls cannot be known: {calls.unknown[layer]}")
     if not calls.of[layer]:
         raise Stays("the model does not call it")
     if any(len(node.args) != 1 or node.kwargs for node in calls.of[layer]):
-        raise Stays("it is called with more than its input, or with that by name")
+        raise Stays("it is called with other arguments than its input, or with its input by name")
     beside = [n for node in calls.of[layer] for n in ([calls.source(node.args[0])] if before else node.users)]
     others = {calls.layer(n): calls.name(n) for n in beside}
     other = next(iter(others)) if len(others) == 1 else None
@@ -57,7 +57,7 @@ def neighbour(found: Found, calls: Calls, before: bool) -> nn.Module:
 def check(
     found: Found, other: Any, calls: Calls, owners: Mapping[int, int], before: bool, ranks: Iterable[int]
 ) -> None:
-    """Raise `Stays` where the two are neighbours, but folding would not be exact, or be noticed elsewhere.
+    """Raise `Stays` if the two are neighbors, but folding would not be exact, or would change something else.
 
     Args:
         owners: how many modules have a parameter, by its id.
@@ -67,7 +67,7 @@ def check(
     if parametrize.is_parametrized(other):
         raise Stays("the layer beside it has a parametrized weight: remove the parametrization first")
     if not computes_as_torchs(other):
-        raise Stays(f"the layer beside it, {type(other).__name__}, is a class of its own that may do something else")
+        raise Stays(f"the layer beside it, {type(other).__name__}, is an unknown class, which may do something else")
     if other in calls.unknown:
         raise Stays(f"the calls of the layer beside it cannot be known: {calls.unknown[other]}")
     for module in (layer, other):
@@ -87,6 +87,6 @@ def check(
     channels = found.adapter.channels(layer)
     if channels != sizes[before] or any(dim % rank != (rank - 1 if linear else 1) for rank in ranks):
         raise Stays(
-            f"it normalises the {channels} channels of dimension {dim}; the layer beside it has "
+            f"it normalizes the {channels} channels of dimension {dim}; the layer beside it has "
             f"{sizes[before]} in dimension {-1 if linear else 1}"
         )
