@@ -93,10 +93,9 @@ def test_show_without_torch(run_path, experiment_path):
 @pytest.mark.processes
 def test_report_without_torch(run_path, tmp_path):
     out, png = tmp_path / "page.html", tmp_path / "main.png"
-    status, stdout, stderr, seconds = run("report", run_path, "--out", out)
+    status, stdout, stderr, _ = run("report", run_path, "--out", out)
     assert (status, stdout, stderr) == (0, f"{out}\n", "")
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert seconds < 6
 
     status, stdout, _, _ = run("report", run_path, "--out", out, "--png", png, "--json")
     assert status == 0

@@ -6,8 +6,8 @@ import pytest
 from synthetic import layer, story, write_run
 from view.conftest import wait_until
 
+from batchnorm.reporting import report
 from batchnorm.runs import open_run
-from batchnorm.view import report
 from batchnorm.view.page import chart_specs
 from batchnorm.view.paper import paper_limits, paper_rows
 from batchnorm.view.payload import payload

@@ -36,7 +36,7 @@ def console(stderr: bool = False) -> Console:
     never wrapped, so that a sentence is a line.
     """
     found = Console(stderr=stderr)
-    if not found.is_terminal and "COLUMNS" not in os.environ:
+    if not found.file.isatty() and "COLUMNS" not in os.environ:  # FORCE_COLOR makes no terminal
         found.width = WIDE
     return found
 

@@ -93,10 +93,11 @@ const watcher = new IntersectionObserver(
 );
 // Paper has no scrolling: whoever prints gets every chart, at the step where the reader is.
 function drawAll() {
-  document.querySelectorAll(".chart").forEach(({ id }) => {
-    const name = id.replace("chart-", "");
-    if (views.has(name)) return move(views.get(name));
-    if (!begun.has(name)) draw(name);
+  document.querySelectorAll(".chart").forEach((element) => {
+    if (!element.checkVisibility()) return; // a map that is not chosen
+    const name = element.id.replace("chart-", "");
+    if (views.has(name)) move(views.get(name));
+    else if (!begun.has(name)) draw(name);
     return begun.add(name);
   });
 }
