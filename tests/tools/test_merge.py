@@ -110,10 +110,10 @@ def test_what_cannot_be_merged():
         ([nn.Sequential(layer), nn.Sequential(layer, other)], {}, "1.running_mean are not in all"),
         ([layer.state_dict(), {"running_mean": torch.zeros(3)}], {}, "running_var must have one shape"),
         ([layer] * 2, {"counts": [1]}, "expected 2 counts"),
-        ([layer] * 2, {"counts": [0, 0]}, "not all 0"),
-        ([layer] * 2, {"counts": [5, -1]}, "not negative"),
+        ([layer] * 2, {"counts": [0, 0]}, "nor all 0"),
+        ([layer] * 2, {"counts": [5, -1]}, "must not be negative"),
         ([layer] * 2, {"counts": [0.5, 0.5]}, "whole numbers"),
-        ([layer] * 2, {"counts": [1, 0]}, "sum to 2"),
+        ([layer] * 2, {"counts": [1, 0]}, "sum to at least 2"),
     ):
         with pytest.raises(ValueError, match=said):
             bn.merge_statistics(models, **options)
@@ -226,7 +226,7 @@ def test_what_cannot_be_averaged():
             {},
             r"weight must have one shape in all models, but got \[\(2, 2\), \(2, 3\)\]",
         ),
-        ([nn.Linear(2, 2)], {"weights": [torch.nan]}, "not negative"),
+        ([nn.Linear(2, 2)], {"weights": [torch.nan]}, "must not be negative"),
     ):
         with pytest.raises(ValueError, match=said):
             bn.average(models, **options)
