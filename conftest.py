@@ -15,6 +15,13 @@ def _documented_names(doctest_namespace):
 
 
 @pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch):
+    """What a command prints does not hang on the terminal that the tests run in, or on what stands in for one."""
+    for name in ("COLUMNS", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _seed():
     import torch
 

@@ -73,8 +73,8 @@ def test_paper_is_white_has_every_section_and_no_controls(open_page, page_path, 
         assert not page.locator(control).is_visible(), control
     wait_until(
         page,
-        "[...document.querySelectorAll('.chart:has(svg)')].every(e => e.querySelector('svg').getBoundingClientRect().width"
-        " <= e.getBoundingClientRect().width + 1)",
+        "[...document.querySelectorAll('.chart:has(svg)')].every("
+        "e => e.querySelector('svg').getBoundingClientRect().width <= e.getBoundingClientRect().width + 1)",
     )
     page.locator("#chart-measured").scroll_into_view_if_needed()
     shot = Image.open(io.BytesIO(page.locator("#chart-measured").screenshot())).convert("L")
