@@ -230,7 +230,7 @@ def policy(style: str, scripts: Sequence[str] = (), connects: bool = False) -> s
 
 
 def stylesheet() -> str:
-    """Return the page's style, with the colours of both palettes."""
+    """Return the page's style, with the colors of both palettes."""
     from . import charts
 
     palettes = {"light": charts.LIGHT, "dark": charts.DARK}
