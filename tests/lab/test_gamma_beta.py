@@ -76,7 +76,7 @@ def test_the_words_say_what_learned(source, tmp_path):
     ("arguments", "line"),
     [
         (["--experiment", "weights"], "--experiment: expected one of all, gamma-beta, paper, got 'weights'"),
-        (["--experiment", "gamma-beta", "--arms", "learned,none"], "no none with gamma-beta"),
+        (["--experiment", "gamma-beta", "--arms", "learned,none"], "no arm none with gamma-beta"),
     ],
 )
 def test_wrong_settings_are_one_line(arguments, line, source):
@@ -90,5 +90,5 @@ def test_an_older_run_is_resumed_as_what_it_was(source):
     meta = Settings(data=source).to_meta()
     del meta["experiment"]
     assert Settings.from_meta(meta).experiment == "all"
-    with pytest.raises(LabError, match="no none with gamma-beta"):
+    with pytest.raises(LabError, match="no arm none with gamma-beta"):
         Settings("gamma-beta", data=source, arms=("none",))

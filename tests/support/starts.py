@@ -22,7 +22,8 @@ def watch() -> None:
 def _checked(start: Any) -> Any:
     @functools.wraps(start)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _running and not any(_running[-1].get_closest_marker(mark) for mark in MARKS):
+        asks_for_the_processor = args[:1] == (["uname", "-p"],)  # Python's platform module, for h5py
+        if _running and not asks_for_the_processor and not any(_running[-1].get_closest_marker(mark) for mark in MARKS):
             pytest.fail(f"this test starts a process, and is not marked so: {args[:1] or self}")
         return start(self, *args, **kwargs)
 

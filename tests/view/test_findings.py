@@ -79,6 +79,7 @@ def test_a_run_that_nobody_judged_has_no_such_section(run_path, tmp_path):
     assert "Findings" not in text
 
 
+@pytest.mark.processes
 def test_judging_a_run_does_not_import_torch(ill_path):
     code = (
         "import sys; from batchnorm.reporting import judge; from batchnorm.runs import open_run; "

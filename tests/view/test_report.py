@@ -156,7 +156,7 @@ def test_many_layers_stay_below_three_megabytes_and_say_what_was_left_out(tmp_pa
     assert page.stat().st_size < 3_000_000
     text = Page(page.read_text(encoding="utf-8")).text
     assert "of 130 recorded steps, evenly spaced" in text
-    assert "at most 3 a layer" in text
+    assert "at most 2 a layer" in text
 
 
 def test_damage_is_told(tmp_path):

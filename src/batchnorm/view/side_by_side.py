@@ -194,15 +194,15 @@ def _charts(
     """Return the pictures: of each chart its light and its dark one, as data: addresses."""
     import altair as alt
 
-    from . import charts
+    from .charts import beside
 
     data = {"logged": logged, "ends": rows}
     made: dict[str, Any] = {}
     if logged:
-        made["logged"] = charts.logged(alt.NamedData("logged"), names[:MOST_LOGGED])
+        made["logged"] = beside.logged(alt.NamedData("logged"), names[:MOST_LOGGED])
     for name, quantities in (("learned", LEARNED), ("measured", MEASURED)):
         if any(row["quantity"] in quantities and row["value"] is not None for row in rows):
-            made[name] = charts.ends(alt.NamedData("ends"), layers, runs, quantities)
+            made[name] = beside.ends(alt.NamedData("ends"), layers, runs, quantities)
     return {name: _pictures(chart.to_dict(validate=False) | {"datasets": data}) for name, chart in made.items()}
 
 

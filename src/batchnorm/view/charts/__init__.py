@@ -1,7 +1,6 @@
 """The charts, in Altair: each made once, for the page, a PNG and a notebook."""
 
 from .arms import arms_curves, arms_final
-from .beside import ends, logged
 from .heat import heat
 from .layers import bands, gradients, owned, running_mean, running_variance
 from .offline import OfflineChart
@@ -21,11 +20,9 @@ __all__ = [
     "bands",
     "both",
     "config",
-    "ends",
     "gradients",
     "heat",
     "learned",
-    "logged",
     "measured",
     "owned",
     "paper_accuracy",
