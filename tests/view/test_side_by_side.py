@@ -92,6 +92,7 @@ def test_the_numbers_are_the_runs_own(html, paths):
             assert next(rows) == [info.name, letter, *expected]
 
 
+@pytest.mark.browser
 def test_pictures_are_inside_and_nothing_is_fetched_or_run(html, paths, browser, tmp_path):
     page = Page(html)
     assert page.blocks("script") == []
@@ -171,7 +172,7 @@ def test_odd_runs_and_counts(tmp_path, run_path, experiment_path):
     html = bn.report([empty, empty], tmp_path / "q.html").read_text(encoding="utf-8")
     assert "Nothing that the runs say of themselves." in html
     one = bn.report([run_path], tmp_path / "one.html").read_text(encoding="utf-8")
-    assert "The response is learned." in one, "the usual page"
+    assert "Gamma and beta are learned." in one, "the usual page"
     for runs in ([], [run_path] * 7):
         with pytest.raises(ValueError, match=f"1 to 6 runs can be shown side by side, got {len(runs)}"):
             bn.report(runs, tmp_path / "no.html")
