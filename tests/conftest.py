@@ -1,5 +1,11 @@
 """What tests of several folders share."""
 
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import native_forced
 import pytest
 import starts
@@ -48,3 +54,22 @@ def fused_calls(monkeypatch):
 
     monkeypatch.setattr(BatchNormLayer, "forward", counted)
     return calls
+
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+REQUIRE = "BATCHNORM_REQUIRE_BROWSER"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The system's Chromium or Chrome; without one, the browser that Playwright installed; without that, a skip."""
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as playwright:
+        if not found and not Path(playwright.chromium.executable_path).exists():
+            said = "there is no browser: install Chromium, or run `.venv/bin/playwright install chromium`"
+            pytest.fail(f"{REQUIRE} is set, but {said}") if os.environ.get(REQUIRE) else pytest.skip(said)
+        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield browser
+        browser.close()

@@ -7,7 +7,6 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
-from view.conftest import browser  # noqa: F401
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
@@ -56,7 +55,7 @@ def test_its_outputs_are_what_it_speaks_of(executed):
     assert not any("<script" in html for html in shown)
 
 
-def test_exported_it_shows_every_chart_and_asks_the_network_for_nothing(executed, browser, tmp_path):  # noqa: F811
+def test_exported_it_shows_every_chart_and_asks_the_network_for_nothing(executed, browser, tmp_path):
     path = tmp_path / "notebook.html"
     path.write_text(HTMLExporter(**OFFLINE).from_notebook_node(executed)[0], encoding="utf-8")
     context = browser.new_context(offline=True)

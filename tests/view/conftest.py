@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,26 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from synthetic import layer, probe_values, story, write_run
-
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-
-
-REQUIRE = "BATCHNORM_REQUIRE_BROWSER"
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """The system's Chromium or Chrome; without one, the browser that Playwright installed; without that, a skip."""
-    from playwright.sync_api import sync_playwright
-
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with sync_playwright() as playwright:
-        if not found and not Path(playwright.chromium.executable_path).exists():
-            said = "there is no browser: install Chromium, or run `.venv/bin/playwright install chromium`"
-            pytest.fail(f"{REQUIRE} is set, but {said}") if os.environ.get(REQUIRE) else pytest.skip(said)
-        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 def wait_until(page: Any, condition: str, seconds: float = 15) -> None:

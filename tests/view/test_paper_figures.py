@@ -57,6 +57,7 @@ def test_both_arms_share_an_axis_and_every_chart_is_valid(paper_path):
     assert domains == [[-3, 4]] * 4
 
 
+@pytest.mark.browser
 def test_the_page_draws_them(paper_path, open_page, tmp_path):
     page = open_page(report(paper_path, tmp_path / "page.html"))
     for name in ("paper_accuracy", "paper_none", "paper_learned"):
