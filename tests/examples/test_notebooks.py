@@ -1,6 +1,5 @@
 """Every notebook in examples/ runs, holds no output, and exported to HTML shows its charts without a network."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -24,9 +23,7 @@ def executed(request, tmp_path_factory):
         environment.setenv("TMPDIR", str(folder))  # where the notebook records
         environment.setenv("IPYTHONDIR", str(folder))
         resources = {"metadata": {"path": str(folder)}}
-        client = NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources)
-        with ThreadPoolExecutor(1) as thread:  # its event loop is not the one that the browser would find
-            thread.submit(client.execute).result()
+        NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()
     return notebook
 
 
