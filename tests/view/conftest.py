@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from synthetic import layer, probe_values, story, write_run
 
+import batchnorm as bn
+from batchnorm.runs import Run, open_run
+
 
 def wait_until(page: Any, condition: str, seconds: float = 15) -> None:
     """Wait for a condition in the page; Playwright's own way polls by eval, which the page's policy forbids."""
@@ -96,3 +99,21 @@ def experiment_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         layers = () if arm == "none" else (layer("bn", 4),)
         write_run(path / arm, layers, [story(info, STEPS, len(arm)) for info in layers])
     return path
+
+
+@pytest.fixture(scope="session")
+def page_path(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the plain run."""
+    return bn.report(run_path, tmp_path_factory.mktemp("page") / "report.html")
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Any], page_path: Path) -> Any:
+    """The page of the plain run, opened."""
+    return open_page(page_path)
+
+
+@pytest.fixture(scope="session")
+def run(run_path: Path) -> Run:
+    """The plain run."""
+    return open_run(run_path)

@@ -16,21 +16,6 @@ from batchnorm.runs import open_run
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture(scope="module")
-def page_path(run_path, tmp_path_factory):
-    return bn.report(run_path, tmp_path_factory.mktemp("page") / "report.html")
-
-
-@pytest.fixture
-def page(open_page, page_path):
-    return open_page(page_path)
-
-
-@pytest.fixture(scope="module")
-def run(run_path):
-    return open_run(run_path)
-
-
 def test_the_first_screen_needs_no_scrolling(page):
     for selector in ("h1", "#health", "#panels", "#step", "#another", "#line"):
         box = page.locator(selector).bounding_box()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import pytest
 from reading import check_table, expected, marks, numbers, place, settle
@@ -12,21 +14,6 @@ import batchnorm as bn
 from batchnorm.runs import open_run
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def page_path(run_path, tmp_path_factory):
-    return bn.report(run_path, tmp_path_factory.mktemp("play") / "report.html")
-
-
-@pytest.fixture
-def page(open_page, page_path):
-    return open_page(page_path)
-
-
-@pytest.fixture(scope="module")
-def run(run_path):
-    return open_run(run_path)
 
 
 def at(page, where):
@@ -188,7 +175,7 @@ def test_a_run_with_nan_opens_at_its_first_bad_step(open_page, tmp_path):
     run = open_run(tmp_path / "run")
     name, channel, where, _ = place(page)
     assert (name, channel) == ("two", 1)
-    assert page.evaluate("run => batchnorm.state.at", None) == where
+    assert page.evaluate("batchnorm.state.at") == where
     assert page.locator("#where").inner_text() == f"137 of {run.steps[-1]}"
     assert page.locator("#now-gamma").inner_text() == "NaN"
 
@@ -222,8 +209,6 @@ def test_a_run_that_grew_takes_the_place_of_the_old_and_keeps_the_reader(page, r
         size = len(each["channels"]) * 4
         for name, packed in each["columns"].items():
             # Base64 of whole float32 rows: what is appended is the last row once more.
-            import base64
-
             raw = base64.b64decode(packed)
             each["columns"][name] = base64.b64encode(raw + raw[-size:]).decode()
     page.evaluate("grown => batchnorm.renew(grown)", grown)

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..view.facts import GAMMA_BETA
 from .arms import ARMS
 from .models import MODELS
-
-GAMMA_BETA = "gamma and beta"
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 from ..runs.files import require_own, write_atomically
 from ..runs.schema import RUN
+from ..view.facts import GAMMA_BETA
 from ..watch import Recorder, watch
 from .arms import PairPerBatch, fix_affine, freeze_all_else
 from .batches import Batches
 from .checkpoint import checked, pack, unpack
 from .clock import Clock
 from .data import Data
-from .designs import GAMMA_BETA
 from .errors import LabError
 from .evaluation import INPUT_PERCENTILES, evaluate, evaluate_single_pairs, input_percentiles, weights_sha256
 from .models import build

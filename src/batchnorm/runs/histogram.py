@@ -10,8 +10,8 @@ from .journal import Frames
 from .schema import HISTOGRAM_BATCHES, HISTOGRAM_BINS, HISTOGRAM_CHANNELS, LayerInfo, spread
 
 # A share s is stored as 254 * sqrt(s), rounded: small shares, in the tails, keep their digits.
-_MOST, _MISSING = 254, 255
-_SHARES = np.append(np.square(np.arange(_MOST + 1) / _MOST), np.nan).astype(np.float32)
+MOST, MISSING = 254, 255
+_SHARES = np.append(np.square(np.arange(MOST + 1) / MOST), np.nan).astype(np.float32)
 
 
 def kept_channels(layer: LayerInfo) -> np.ndarray:
@@ -33,9 +33,13 @@ def is_valid(length: int, layers: Sequence[LayerInfo]) -> bool:
 @np.errstate(invalid="ignore")  # nothing counted is nothing known: 0 / 0
 def encode(counts: np.ndarray) -> bytes:
     """Counts of one layer in one batch, (c, bins), as bytes; what has none as missing."""
-    shares = counts / counts.sum(1, keepdims=True)
-    stored = np.where(np.isnan(shares), _MISSING, np.rint(_MOST * np.sqrt(shares)))
-    return stored.astype(np.uint8).tobytes()
+    return stored(counts / counts.sum(1, keepdims=True)).tobytes()
+
+
+@np.errstate(invalid="ignore")
+def stored(shares: np.ndarray) -> np.ndarray:
+    """Shares, NaN where there are none, as the bytes that stand for them: uint8 of the same shape."""
+    return np.where(np.isnan(shares), MISSING, np.rint(MOST * np.sqrt(shares))).astype(np.uint8)
 
 
 def decode(frames: Frames, layers: Sequence[LayerInfo], i: int) -> np.ndarray:

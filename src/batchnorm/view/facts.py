@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PERCENTILES = {name: COLUMNS.index(name) for name in ("p05", "p50", "p95")}
 NONFINITE = COLUMNS.index("nonfinite")
 
+# What `meta` says under "learns" of an experiment in which nothing else does.
+GAMMA_BETA = "gamma and beta"
+
 # A channel is dead whose |gamma| is below this, beside a new layer's 1. So is one before a ReLU whose beta is below
 # -BELOW |gamma|: of a normal distribution 0.13 % are above 3 standard deviations, and pass the ReLU.
 NEAR_ZERO, BELOW = 1e-3, 3.0

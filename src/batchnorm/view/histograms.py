@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..runs.histogram import MOST, stored
 from ..runs.schema import HISTOGRAM_BINS, HISTOGRAM_EDGES
 from .select import thin
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 # Bytes on the page, all layers together; batches of a probe, so that their lines can be told apart.
 HISTOGRAM_BYTES, MAX_BATCHES = 60_000, 5
-# A byte holds LARGEST * sqrt(share): the square root keeps the digits of small shares.
-LARGEST, MISSING = 254, 255
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,8 @@ class Histograms:
 
     Attributes:
         steps: the P probed steps that have them.
-        layers: for each shown layer (P, B, c, bins) uint8, see LARGEST and MISSING; None where nothing was recorded.
+        layers: for each shown layer (P, B, c, bins) uint8, as `runs.histogram` stores shares; None where nothing was
+            recorded.
     """
 
     steps: list[int]
@@ -41,7 +41,7 @@ class Histograms:
             None if each is None else {"batches": each.shape[1], "shares": base64.b64encode(each.tobytes()).decode()}
             for each in self.layers
         ]
-        return {"steps": self.steps, "layers": layers, "edges": HISTOGRAM_EDGES.tolist(), "largest": LARGEST}
+        return {"steps": self.steps, "layers": layers, "edges": HISTOGRAM_EDGES.tolist(), "largest": MOST}
 
 
 def histograms(selection: Selection) -> Histograms:
@@ -61,6 +61,5 @@ def histograms(selection: Selection) -> Histograms:
         place = np.minimum(np.searchsorted(channels, view.channels), max(len(channels) - 1, 0))
         has = channels[place] == view.channels if len(channels) else np.zeros(len(view.channels), bool)
         kept[:, :, has] = shares[rows][:, :MAX_BATCHES, place[has]]
-        coded = np.where(np.isfinite(kept), np.rint(LARGEST * np.sqrt(np.where(np.isfinite(kept), kept, 0))), MISSING)
-        layers.append(coded.astype(np.uint8) if has.any() else None)
+        layers.append(stored(kept) if has.any() else None)
     return Histograms(steps.tolist(), layers)

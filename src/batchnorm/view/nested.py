@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from ..runs.reader import open_run
 from ..runs.schema import RUN
+from .facts import GAMMA_BETA
 from .words import summarize
 
 if TYPE_CHECKING:
@@ -45,6 +46,6 @@ def nested(run: Run) -> list[Nested]:
         except (OSError, ValueError):
             continue
         if other.meta.get("experiment") and other.arms:
-            learns = other.meta.get("learns") == "gamma and beta"
+            learns = other.meta.get("learns") == GAMMA_BETA
             found.append(Nested(path.name, learns, summarize(other).plain[2:], f"{quote(path.name)}/{PAGE}"))
     return found

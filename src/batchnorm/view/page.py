@@ -98,9 +98,10 @@ def render(run: Run, judgement: Judgement | None = None) -> str:
         from .stills import drawn, still_specs
 
         selection = select(run)
-        sections = below(run, selection, first_look(selection)[0])
+        look, _ = first_look(selection)
+        sections = below(run, selection, look)
         specs = chart_specs(run, selection) | sections.specs()
-        stills = pool.submit(drawn, still_specs(selection, specs, first_look(selection)[0]))
+        stills = pool.submit(drawn, still_specs(selection, specs, look))
         data = payload(run, selection) | sections.payload() | {"specs": specs}
         worn = dress([bundle.result(), own_script(*SCRIPTS)])
         return markup(run, selection, sections, specs, judgement=judgement, stills=stills.result(), data=data, **worn)

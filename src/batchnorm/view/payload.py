@@ -20,17 +20,12 @@ def first_look(selection: Selection) -> tuple[int, int]:
     """
     if not len(selection.steps):
         return 0, 0
-    if selection.bad_step is not None:
-        probed = selection.probe_steps
-        return selection.bad_step, int(probed[nearest(probed, selection.bad_step)]) if len(
-            probed
-        ) else selection.bad_step
-    step = int(selection.steps[(len(selection.steps) - 1) * 3 // 4])
-    probed = selection.probe_steps
+    probed, bad = selection.probe_steps, selection.bad_step
+    step = int(selection.steps[(len(selection.steps) - 1) * 3 // 4]) if bad is None else bad
     if not len(probed):
         return step, step
     probe = int(probed[nearest(probed, step)])
-    return int(selection.steps[nearest(selection.steps, probe)]), probe
+    return (int(selection.steps[nearest(selection.steps, probe)]) if bad is None else bad), probe
 
 
 def payload(run: Run, selection: Selection) -> dict[str, Any]:

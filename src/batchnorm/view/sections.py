@@ -79,8 +79,8 @@ class Below:
         from .charts.strip import strip
 
         step, batch, *_ = parameters(0, 0)
-        made = {f"logged_{i}": f"logged_{i}" for i in range(len(self.logged))}
-        charts = {name: logged_chart(alt.NamedData(name)).add_params(step) for name in made}
+        names = [f"logged_{i}" for i in range(len(self.logged))]
+        charts = {name: logged_chart(alt.NamedData(name)).add_params(step) for name in names}
         if self.histograms:
             for name, role in (("spread_in", "measured"), ("spread_out", "learned")):
                 charts[name] = histograms_chart(alt.NamedData(name), role).add_params(batch)

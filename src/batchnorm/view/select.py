@@ -139,10 +139,10 @@ def select(
 
     # A torn file can leave vectors without statistics of the same step, or the other way round.
     recorded = np.intersect1d(run.vectors(infos[0].name, "batch_mean")[0], run.steps)
-    probed = run.probes(infos[0].name, "batch_mean")[0]
+    probed, of_probes = run.probes(infos[0].name, "batch_mean")
+    there = of_probes.shape[1]
     if not len(recorded):
         probed = probed[:0]
-    there = run.probes(infos[0].name, "batch_mean")[1].shape[1]
     each = size * places * len(PROBED) * max(1, min(there, MAX_BATCHES))
     probe_steps = probed[thin(len(probed), int(np.clip(PROBE_VALUES // each, 2, MAX_PROBED)))]
     bad = _first_broken(run, recorded)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import numbers
-from .facts import plural, test_samples
+from .facts import GAMMA_BETA, plural, test_samples
 from .numbers import percent, short
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _answer(run: Run, moved: numbers.Moved | None, measured: numbers.Measured | 
 def _shown(run: Run, results: dict[str, Any], samples: int) -> list[str]:
     """What the arms of an experiment show."""
     scores = {arm: found["test_accuracy"] for arm, found in results.items() if found.get("test_accuracy") is not None}
-    if run.meta.get("learns") == "gamma and beta" and "learned" in scores:
+    if run.meta.get("learns") == GAMMA_BETA and "learned" in scores:
         return _alone(run, results, scores, samples)
     return [*_compared(results, scores, samples), *_sooner(results), *_steadier(results), *_all_learned(run, scores)]
 

@@ -79,6 +79,18 @@ function reload() {
   }
 }
 
+// A chart whose rows hang on more than layer and channel: they are made anew when `key`, where it stands, is another.
+function follows(name, key, rows) {
+  let shown = null;
+  SOURCES[name] = () => ((shown = key()), rows());
+  const catchUp = () => {
+    const view = views.get(name);
+    if (view && shown !== key()) view.data(name, SOURCES[name]()).runAsync();
+  };
+  followers.push(catchUp);
+  drawn[name] = catchUp; // the reader may have moved on meanwhile
+}
+
 const begun = new Set();
 const watcher = new IntersectionObserver(
   (entries) => entries.forEach(({ target, isIntersecting }) => {

@@ -6,15 +6,17 @@ const state = { layer: run.first.layer, place: run.first.place, at: 0, batch: 0,
 
 const followers = []; // what else is to be done when the reader moves
 
-const unpacked = new Map();
-function unpack(text) {
-  if (!unpacked.has(text)) {
-    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-    const view = new DataView(bytes.buffer);
-    unpacked.set(text, Float32Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true)));
-  }
-  return unpacked.get(text);
+const unpacked = new Map(); // forgotten when the run grows: the texts are others then
+function once(kind, text, make) {
+  const key = kind + text;
+  if (!unpacked.has(key)) unpacked.set(key, make(Uint8Array.from(atob(text), (c) => c.charCodeAt(0))));
+  return unpacked.get(key);
 }
+const unpackBytes = (text) => once("bytes ", text, (bytes) => bytes);
+const unpack = (text) => once("", text, (bytes) => {
+  const view = new DataView(bytes.buffer);
+  return Float32Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true));
+});
 let version = 0; // of the data: a chart that was drawn from an older one is filled again when it moves
 const finite = (value) => (Number.isFinite(value) ? value : null); // null leaves a gap in a chart
 const nearest = (steps, step) =>

@@ -1,16 +1,9 @@
 // Histograms of the channel in the probe batches: coming in they differ, going out they are alike.
 
-const bytes = new Map(); // base64 -> Uint8Array
-const unpackBytes = (text) => {
-  if (!bytes.has(text)) bytes.set(text, Uint8Array.from(atob(text), (c) => c.charCodeAt(0)));
-  return bytes.get(text);
-};
 const spreadAt = () => nearest(run.histograms.steps, run.steps[state.at]);
-const spreadPlace = () => [state.layer, state.place, spreadAt(), version].join();
-const spreadShown = {};
+const spreadPlace = () => [state.layer, state.place, spreadAt()].join();
 
 function spreadRows(role) {
-  spreadShown[role] = spreadPlace();
   const found = run.histograms.layers[state.layer], layer = run.layers[state.layer];
   const { steps, edges, largest } = run.histograms;
   if (!found) return [];
@@ -37,8 +30,8 @@ function spreadRows(role) {
   return rows;
 }
 if ($("chart-spread_in")) {
-  const roles = { spread_in: "measured", spread_out: "learned" };
-  for (const [name, role] of Object.entries(roles)) SOURCES[name] = () => spreadRows(role);
+  follows("spread_in", spreadPlace, () => spreadRows("measured"));
+  follows("spread_out", spreadPlace, () => spreadRows("learned"));
   followers.push(() => {
     const step = run.histograms.steps[spreadAt()], found = run.histograms.layers[state.layer];
     const bins = run.histograms.edges.length - 1;
@@ -46,9 +39,5 @@ if ($("chart-spread_in")) {
     $("spread-said").textContent = missing
       ? "Of this channel no histogram was recorded; of the first one in the list there is."
       : `Layer ${run.layers[state.layer].name || "(the model itself)"}, channel ${run.layers[state.layer].channels[state.place]}: probe batches with the weights of step ${spelled(step)}.`;
-    for (const [name, role] of Object.entries(roles)) {
-      const view = views.get(name);
-      if (view && spreadShown[role] !== spreadPlace()) view.data(name, spreadRows(role)).runAsync();
-    }
   });
 }

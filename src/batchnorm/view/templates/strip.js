@@ -3,10 +3,8 @@
 const DEAD = ["", "|γ| near 0", "shut by a ReLU"]; // see charts/strip.py
 const stripAt = () => nearest(run.strip.steps, run.steps[state.at]);
 const stripPlace = () => [state.layer, state.place, stripAt()].join();
-let stripShown = "";
 
 function stripRows() {
-  stripShown = stripPlace();
   const strip = run.strip.layers[state.layer];
   if (!strip) return [];
   const at = stripAt() * strip.channels.length;
@@ -33,14 +31,11 @@ function aboutStrip() {
     `${strip.near_zero[at]} with |γ| below ${run.strip.near_zero}, ${strip.shut[at]} with β below −${run.strip.below} |γ|.`;
 }
 if ($("chart-strip")) {
-  SOURCES.strip = stripRows;
+  follows("strip", stripPlace, stripRows);
+  const catchUp = drawn.strip;
   drawn.strip = (view) => {
     view.addEventListener("click", (_, item) => item?.datum?.place >= 0 && pick(state.layer, item.datum.place));
-    followers.forEach((follow) => follow());
+    catchUp();
   };
-  followers.push(() => {
-    $("strip-said").textContent = aboutStrip();
-    const view = views.get("strip");
-    if (view && stripShown !== stripPlace()) view.data("strip", stripRows()).runAsync();
-  });
+  followers.push(() => ($("strip-said").textContent = aboutStrip()));
 }
